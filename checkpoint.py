@@ -1,0 +1,215 @@
+"""The files in model/: whole or absent when written, refused when they cannot be trusted.
+
+    ckpt.pt   the best model so far with its tokenizer and settings: all that sampling needs
+    last.pt   the whole training state: all that resuming needs
+    log.csv   every number the run printed
+
+The first two are dictionaries of plain values and tensors in PyTorch's zip format, loaded with
+`weights_only=True`, so that loading executes nothing; a SHA-256 over every value finds damage.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+
+import tokenizer
+from model import GPT, GPTConfig
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is missing, damaged or not ours; the message is one line that says what to do."""
+
+
+def write_atomically(path: Path, write):
+    """Call write(file) on a new file beside path, and rename it to path once it is safely on disk.
+
+    A crash at any moment leaves the old file or the new one, whole. Raises OSError, with nothing left behind.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(beside, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself is only durable once the folder is
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def digest(value, into=None) -> str:
+    """SHA-256 of a tree of dicts, lists, tensors and plain values."""
+    h = into or hashlib.sha256()
+    if isinstance(value, dict):
+        h.update(b"{%d" % len(value))
+        for key in value:
+            h.update(repr(key).encode())
+            digest(value[key], h)
+    elif isinstance(value, (list, tuple)):
+        h.update(b"[%d" % len(value))
+        for item in value:
+            digest(item, h)
+    elif isinstance(value, torch.Tensor):
+        h.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        h.update(flat.view(torch.uint8).numpy().data)
+    else:
+        h.update(repr(value).encode("utf-8", "surrogatepass"))
+    return h.hexdigest()
+
+
+def save(path: Path, state: dict):
+    """Write a dictionary of plain values and tensors. Raises OSError when the disk will not take it."""
+    state = {"format": FORMAT, **state}
+    state["sha256"] = digest(state)
+
+    def write(f):
+        try:
+            torch.save(state, f)
+        except RuntimeError as e:  # PyTorch's zip writer reports a full disk as its own failure
+            cause = e.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or OSError(0, f"could not be written ({str(e).splitlines()[0]})", str(path)) from None
+
+    write_atomically(path, write)
+
+
+def load(path: Path) -> dict:
+    """The dictionary that `save` wrote, tensors on the CPU. Raises CheckpointError for anything else."""
+    path = Path(path)
+    refuse = CheckpointError(
+        f"{path} is damaged or is no checkpoint of this project; train again or restore it"
+    )
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        with zipfile.ZipFile(path) as z:
+            # PyTorch stores without compression: what unpacks to more than the file is a bomb
+            if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):
+                raise refuse
+            if sum(i.file_size for i in z.infolist()) > path.stat().st_size:
+                raise refuse
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # the zip and pickle readers raise a wide variety for damaged input
+        raise refuse from None
+    if not isinstance(state, dict) or "sha256" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of this project (nanoGPT's cannot be read)")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} was written by another version of this project (format {state.get('format')})"
+        )
+    claimed = state.pop("sha256")
+    if largest(state) > path.stat().st_size or claimed != digest(state):
+        raise refuse
+    return state
+
+
+def largest(value) -> int:
+    """Bytes of the largest tensor in a tree, as its shape claims them (strides can claim any size)."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return max(map(largest, items), default=0)
+
+
+def model_state(model: GPT, tok, settings) -> dict:
+    """What ckpt.pt and last.pt have in common: a model, its tokenizer, and the settings of its run."""
+    return {
+        "config": dataclasses.asdict(model.config),
+        "tokenizer": tok.to_dict(),
+        "settings": dataclasses.asdict(settings),
+        "model": model.state_dict(),
+    }
+
+
+def build_model(state: dict, path: Path) -> tuple[GPT, object]:
+    """(model, tokenizer) from what `load` returned. Raises CheckpointError where they do not fit."""
+    try:
+        config, weights = GPTConfig(**state["config"]), state["model"]
+        tok = tokenizer.from_dict(state["tokenizer"])
+        # the embeddings' and layers' own sizes first: a config may claim more than there is memory for
+        if (
+            weights["wte.weight"].shape != (config.vocab_size, config.n_embd)
+            or weights["wpe.weight"].shape != (config.block_size, config.n_embd)
+            or sum(name.endswith("ln_1.weight") for name in weights) != config.n_layer
+            or tok.vocab_size != config.vocab_size
+        ):
+            raise ValueError("sizes differ")
+        with torch.device("meta"):  # no memory is taken: the weights themselves are put in place
+            model = GPT(config)
+        model.load_state_dict(weights, assign=True)
+        return model, tok
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise CheckpointError(f"{path} holds no model that fits its own settings ({why})") from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises CheckpointError for anything else."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            value = json.load(f)
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        raise CheckpointError(f"{path} is not JSON; run prepare.py again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object; run prepare.py again")
+    return value
+
+
+class Log:
+    """log.csv: every number the run printed, one row a line."""
+
+    FIELDS = ("iter", "loss", "time_ms", "mfu", "tokens_per_s", "lr", "train_loss", "val_loss")
+
+    def __init__(self, path: Path, start: int):
+        """Continue the log at iteration start: rows from there on are about to be written again."""
+        self.path = path
+        rows = []
+        if start and path.is_file():
+            with open(path, newline="", encoding="utf-8") as f:
+                rows = [
+                    r for r in csv.DictReader(f) if (r.get("iter") or "").isdigit() and int(r["iter"]) < start
+                ]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.FIELDS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, lambda f: f.write(text.getvalue().encode()))
+
+    def row(self, **values):
+        with open(self.path, "a", newline="", encoding="utf-8") as f:
+            csv.DictWriter(f, self.FIELDS, lineterminator="\n").writerow(values)
+
+
+def set_aside(out: Path) -> list[str]:
+    """Rename an earlier run's files to ckpt-1.pt and so on, so that starting over loses nothing.
+
+    Returns their new names, none where there was no earlier run.
+    """
+    names = ("ckpt.pt", "last.pt", "log.csv")
+    number = 1
+    while any((out / name.replace(".", f"-{number}.")).exists() for name in names):
+        number += 1
+    kept = {name: name.replace(".", f"-{number}.") for name in names if (out / name).exists()}
+    for name, new in kept.items():
+        os.rename(out / name, out / new)
+    return list(kept.values())

@@ -1,0 +1,108 @@
+"""The encoded text of data/NAME: random batches to train on, fixed windows to evaluate on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import checkpoint
+import prepare
+import tokenizer
+from machine import Machine
+from model import random_stream
+
+EVAL_TOKENS = 16384  # a batch of evaluation; fixed, so that no setting changes how the loss is rounded
+
+
+class Split:
+    """The tokens of one split: on the GPU when they take a small part of its memory, else memory-mapped."""
+
+    def __init__(self, path: Path, n_tokens: int, vocab_size: int, device: torch.device):
+        again = "run prepare.py again"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; {again}")
+        if path.stat().st_size != 2 * n_tokens:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes where meta.json says {2 * n_tokens:,}; {again}"
+            )
+        self.device = device
+        self.mapped = np.memmap(path, dtype="<u2", mode="r")
+        if self.mapped.max() >= vocab_size:
+            raise ValueError(f"{path} holds tokens that meta.json does not know; {again}")
+        self.resident = None
+        if device.type == "cuda" and 4 * n_tokens < torch.cuda.mem_get_info(device)[0] / 8:
+            self.resident = torch.from_numpy(self.mapped.astype(np.int32)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.mapped)
+
+    def windows(self, starts: torch.Tensor, length: int):
+        """x, y (B, length): the tokens from each of starts (B,), and the ones that follow each."""
+        where = starts[:, None] + torch.arange(length + 1)
+        if self.resident is not None:
+            where = where.pin_memory().to(self.device, non_blocking=True)
+            tokens = self.resident[where].long()
+        else:
+            tokens = torch.from_numpy(self.mapped[where.numpy()].astype(np.int64))
+            if self.device.type == "cuda":
+                tokens = tokens.pin_memory()
+            tokens = tokens.to(self.device, non_blocking=True)
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+def load_data(name: str, block_size: int, machine: Machine):
+    """(train, val, meta) of data/<name>; fetches the default corpus when it is not there.
+
+    meta is meta.json with its tokenizer made. Raises ValueError when the files are missing, damaged or
+    too short for block_size.
+    """
+    folder = prepare.DATA / name
+    if not (folder / "meta.json").is_file() and machine.local_rank == 0:
+        if name != "drama":
+            raise ValueError(f"{folder} is not prepared: python prepare.py --dataset={name} --input=PLAYS")
+        prepare.prepare(prepare.Settings())
+    if machine.world > 1:
+        dist.barrier()
+    meta = checkpoint.read_json(folder / "meta.json")
+    try:
+        meta["tokenizer"] = tokenizer.from_dict(meta["tokenizer"])
+        counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
+        str(meta["sha256"]), str(meta["source"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{folder / 'meta.json'} is damaged; run prepare.py again") from None
+    for split, count in counts.items():
+        if count < block_size + 2:
+            raise ValueError(
+                f"the {split} split has {count:,} tokens and block_size={block_size} needs "
+                f"{block_size + 2:,}; lower --block_size, or prepare a longer text"
+            )
+    vocab_size = meta["tokenizer"].vocab_size
+    train, val = (Split(folder / f"{k}.bin", n, vocab_size, machine.device) for k, n in counts.items())
+    return train, val, meta
+
+
+def draw_batches(split: Split, settings, iteration: int, machine: Machine):
+    """Yield this process's x, y (batch_size / processes, block_size), once an accumulation step.
+
+    settings is train_drama's. Where the windows start follows from (seed, iteration) alone, and all
+    processes together see what one would see.
+    """
+    shape = (settings.gradient_accumulation_steps, machine.world, settings.batch_size // machine.world)
+    stream = random_stream(settings.seed, "batch", iteration)
+    starts = torch.randint(len(split) - settings.block_size, shape, generator=stream)
+    for step_starts in starts[:, machine.rank]:
+        yield split.windows(step_starts, settings.block_size)
+
+
+def fixed_windows(n_tokens: int, block_size: int, limit: int = 0) -> list:
+    """Batches (starts, length) of windows that predict every token of a split but its first exactly once.
+
+    With a limit, at most that many windows, spread evenly over the split.
+    """
+    starts = torch.arange(0, (n_tokens - 1) // block_size * block_size, block_size)
+    tail = (n_tokens - 1) % block_size  # a last window, shorter than the others
+    if limit and len(starts) > limit:
+        starts, tail = starts[torch.linspace(0, len(starts) - 1, limit).long()], 0
+    batches = [(part, block_size) for part in starts.split(max(1, EVAL_TOKENS // block_size))]
+    return batches + ([(torch.tensor([n_tokens - 1 - tail]), tail)] if tail else [])

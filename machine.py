@@ -1,0 +1,143 @@
+"""What the computer offers: its device, number format, processes, signals, and peak speed.
+
+Written once for training and sampling; nothing here knows of models or files.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is cuda, else mps, else cpu. Raises ValueError where it is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        why = str(e).splitlines()[0]
+        raise ValueError(f"device={name!r} cannot be used here ({why}); try --device=auto") from None
+    if device.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device={name!r} is none of cuda, mps, cpu")
+    return device
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where one process of a training runs."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights and sums stay in float32
+    rank: int = 0  # of `world` processes
+    local_rank: int = 0  # the same on this computer
+    world: int = 1
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """value summed over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+
+def training_machine(device: str, dtype: str) -> Machine:
+    """Make ready to train on a device, as one of torchrun's processes if it started this one.
+
+    Raises ValueError for a device that is not there.
+    """
+    environ = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    rank, local_rank, world = environ["RANK"], environ["LOCAL_RANK"], max(1, environ["WORLD_SIZE"])
+    each_its_own = world > 1 and torch.cuda.is_available() and device in ("auto", "cuda")
+    place = find_device(f"cuda:{local_rank}" if each_its_own else device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+        torch.set_float32_matmul_precision("high")  # TF32, for what autocast leaves in float32
+    if place.type == "cpu":
+        keep_freed_memory()
+    if dtype != "auto":
+        kind = getattr(torch, dtype)
+    elif place.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        kind = torch.bfloat16 if bf16 else torch.float16
+    elif place.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # true with AMX as well
+        kind = torch.bfloat16
+    else:
+        kind = torch.float32
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    return Machine(place, kind, rank, local_rank, world)
+
+
+def keep_freed_memory():
+    """Let glibc keep what is freed. It maps blocks over 32 MB anew each time, and the page faults of
+    fresh memory then cost more than the arithmetic done in it. Other C libraries are left as they are."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: take nothing from mmap, everything from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not give the heap's end back
+
+
+# Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first that fits counts.
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
+    "A10G": 70, "A40": 150, "A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71,
+    "RTX 3080": 60, "V100": 125, "T4": 65,
+}  # fmt: skip
+
+
+def peak_flops(machine: Machine) -> tuple[float, str]:
+    """(FLOP/s that count as 100 % MFU, where that figure is from)."""
+    if machine.device.type == "cuda" and machine.dtype != torch.float32:
+        gpu = torch.cuda.get_device_name(machine.device)
+        for name, tflops in PEAK_TFLOPS.items():
+            if name in gpu:
+                return tflops * 1e12, f"the data sheet's {tflops} TFLOP/s"
+    n = 2048
+    a, b = (torch.randn(n, n, device=machine.device, dtype=machine.dtype) for _ in "ab")
+    best = math.inf
+    for _ in range(6):  # the first one warms up
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    flops = 2 * n**3 / best
+    return flops, f"a matmul rate of {flops / 1e12:.2f} TFLOP/s, measured just now"
+
+
+class Stop:
+    """True once SIGINT or SIGTERM has come, so that the loop can finish its iteration and save.
+
+    A second signal ends the program at once.
+    """
+
+    def __init__(self):
+        self.signum = 0
+        self.before = {}
+
+    def __bool__(self):
+        return self.signum != 0
+
+    def __enter__(self):
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.before[signum] = signal.signal(signum, self.catch)
+        return self
+
+    def catch(self, signum, frame):
+        self.signum = signum
+        self.restore()
+
+    def restore(self):
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def __exit__(self, *exception):
+        self.restore()

