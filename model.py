@@ -86,9 +86,9 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
         dropped = max(1, round(self.p * 256))  # of 256 byte values
-        words = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 7) // 8,))
-        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+        mask = words.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)  # 0 to 255, exactly
+        return x * mask.ge_(dropped).mul_(256 / (256 - dropped))
 
 
 class CausalSelfAttention(nn.Module):
