@@ -1,4 +1,4 @@
-# For a machine with no GPU: a third of the parameters, smaller steps and more of them, in 12 minutes on 2 cores.
+# For a machine with no GPU: a third of the parameters and smaller steps; 12 minutes on 2 cores.
 n_layer = 4
 n_head = 4
 n_embd = 256
