@@ -114,6 +114,7 @@ def help_text(cls) -> str:
         name, _, rest = code.partition(":")
         if name in cls.__dataclass_fields__ and rest:
             default = cls.__dataclass_fields__[name].default
+            default = default if str(default).isprintable() else repr(default)
             left = f"  --{name}={default}"
             lines.append(f"{left:<34} {comment}" if len(left) < 34 else f"{left}\n{'':<34} {comment}")
         elif not code and comment:

@@ -49,7 +49,7 @@ class GPTConfig:
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not at least 0 and below 1")
         if self.n_embd % self.n_head:
-            nearest = max(1, round(self.n_embd / self.n_head)) * self.n_head
+            nearest = math.ceil(self.n_embd / self.n_head) * self.n_head
             raise ValueError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; try n_embd={nearest}"
             )

@@ -246,13 +246,13 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
             path.unlink(missing_ok=True)
 
 
-def prepare(settings: Settings, data: Path = DATA):
+def prepare(settings: Settings, data: Path | None = None):
     """Fetch or read the text, encode it, and write data/<dataset>.
 
     Raises ValueError for text that cannot be used, OSError for a network or disk that fails.
     """
     started = time.perf_counter()
-    folder = data / settings.dataset
+    folder = (data or DATA) / settings.dataset
     with tempfile.TemporaryDirectory() as fetched:
         fetched = Path(fetched)
         if settings.input:
@@ -290,5 +290,9 @@ def prepare(settings: Settings, data: Path = DATA):
     print(f"{n_train:,} training tokens, {n_val:,} validation tokens in {folder} ({seconds:.1f} s)")
 
 
+def main():
+    prepare(configure(Settings, sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    run(lambda: prepare(configure(Settings, sys.argv[1:])))
+    run(main)

