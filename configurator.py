@@ -118,7 +118,7 @@ def help_text(cls) -> str:
             left = f"  --{name}={default}"
             lines.append(f"{left:<34} {comment}" if len(left) < 34 else f"{left}\n{'':<34} {comment}")
         elif not code and comment:
-            lines += ["", comment]
+            lines += ["", comment] if lines[-1:] != [""] else [comment]
     return "\n".join(lines)
 
 

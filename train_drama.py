@@ -47,9 +47,7 @@ class Settings:
     bias: bool = False  # biases in the linear and norm layers, as GPT-2 has them; none is a bit better
     # Training
     batch_size: int = 64  # sequences a step; lower it when memory runs out
-    gradient_accumulation_steps: int = (
-        1  # steps of batch_size before each update; raise it to make up for that
-    )
+    gradient_accumulation_steps: int = 1  # batches before each update; raise it when batch_size is lowered
     max_iters: int = 5000  # the last iteration; raise it to train a finished run further
     learning_rate: float = 1e-3  # the highest, after the warm-up; smaller for a larger model
     min_lr: float = 1e-4  # the lowest, at lr_decay_iters; a tenth of learning_rate is usual

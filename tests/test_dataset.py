@@ -123,8 +123,8 @@ def test_data_that_is_too_short_or_not_there_is_refused_in_one_line(corpus, call
 
 
 def test_the_default_corpus_is_prepared_when_it_is_missing(folder, monkeypatch):
-    (folder / "a.txt").write_text("to be or not to be\n" * 100)
+    (folder / "a.txt").write_text("to be or not to be\n" * 200)
     monkeypatch.setattr(prepare, "fetch_drama", lambda place: None)
     monkeypatch.setattr(prepare, "drama_text", lambda wheel: (folder / "a.txt").read_text())
     train, val, _ = load_data("drama", 32, CPU)
-    assert len(train) + len(val) == 1900
+    assert len(train) + len(val) == 3800
