@@ -238,6 +238,7 @@ def train(settings: Settings) -> dict:
     train_split, val_split, meta = load_data(settings.dataset, settings.block_size, machine)
     out = Path(settings.out_dir)
     out.mkdir(parents=True, exist_ok=True)
+    hear = "python sample.py" + ("" if settings.out_dir == "model" else f" --out_dir={settings.out_dir}")
 
     # the model, new or as it was saved
     state = saved_run(settings, meta) if rank == 0 else None
@@ -252,7 +253,7 @@ def train(settings: Settings) -> dict:
         model, _ = checkpoint.build_model(state, out / "last.pt")
         start, best = state["next_iteration"], state["best_val_loss"]
         if start > settings.max_iters:
-            say(f"this run is finished, at iteration {start - 1}, best val loss {best:.4f}: python sample.py")
+            say(f"this run is finished, best val loss {best:.4f}; to hear it: {hear}")
             say("to train it further, give a larger --max_iters; to start over, --init_from=scratch")
             return {"iteration": start, "val_loss": best, "best_val_loss": best, "signal": 0}
     model.to(device)
@@ -260,7 +261,8 @@ def train(settings: Settings) -> dict:
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if scaler.is_enabled() and state["scaler"]:  # empty when the run was not in float16 until now
+            scaler.load_state_dict(state["scaler"])
     elif rank == 0 and (kept := checkpoint.set_aside(out)):
         say(f"the earlier run's files in {out} are kept as {', '.join(kept)}")
     del state
@@ -400,7 +402,7 @@ def train(settings: Settings) -> dict:
     if stop:
         say(f"stopped before iteration {i} and saved; the same command continues from there")
     elif math.isfinite(best):
-        say(f"the best model, val loss {best:.4f}, is {out / 'ckpt.pt'}; to hear it: python sample.py")
+        say(f"the best model, val loss {best:.4f}, is {out / 'ckpt.pt'}; to hear it: {hear}")
     return {"iteration": i, "val_loss": val_loss, "best_val_loss": best, "signal": stop.signum}
 
 
