@@ -112,12 +112,12 @@ def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=Non
     model.eval()
     sums, count = [], 0
     for starts, length in batches[machine.rank :: machine.world]:
+        if stop and machine.world == 1:
+            break
         x, y = split.windows(starts, length)
         with machine.autocast():
             sums.append(model(x, y)[1] * y.numel())
         count += y.numel()
-        if stop and machine.world == 1:
-            break
     model.train(training)
     if stop and machine.world == 1:
         return None

@@ -48,7 +48,7 @@ def test_the_first_command_of_the_readme_ends_in_dialogue(clone):
 
 def test_a_person_s_own_plays_from_text_to_dialogue(clone):
     (clone / "我的戏.txt").write_text(
-        "罗密欧：\n我爱你，朱丽叶！\n\n朱丽叶：\n你是谁？\n\n" * 60, encoding="utf-8"
+        "罗密欧：\n我爱你，朱丽叶！\n\n朱丽叶：\n你是谁？\n\n" * 150, encoding="utf-8"
     )
     status, out, err = run(clone, "prepare.py", "--input=我的戏.txt", "--dataset=mine")
     assert (status, err) == (0, "") and "training tokens" in out

@@ -63,7 +63,9 @@ def test_initialisation_is_gpt2s():
     assert gpt.blocks[3].attn.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(12), rel=0.02)
     assert all(p.abs().max() == 0 for n, p in gpt.named_parameters() if n.endswith("bias"))
     idx = torch.randint(65, (4, 256))
-    assert gpt.eval()(idx, idx.roll(1))[1].item() == pytest.approx(math.log(65), abs=0.1)
+    assert gpt.eval()(idx, idx.roll(1))[1].item() == pytest.approx(
+        math.log(65), abs=0.2
+    )  # as good as guessing
 
 
 @pytest.mark.parametrize("bias", [False, True])
