@@ -6,6 +6,7 @@ A config file is plain Python, `name = value` a line. It is the person's own cod
 The comment that ends a field's line is that setting's text in --help.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -92,12 +93,12 @@ def convert(name: str, value, kind):
             }[str(value).lower()]  # fmt: skip
         if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             if kind is int and not isinstance(value, float):
-                try:
-                    return int(value)
-                except ValueError:
-                    pass  # 1e3, perhaps
+                with contextlib.suppress(ValueError):  # 1e3, perhaps
+                    number = int(value)
+                    if abs(number) < 2**63:
+                        return number
             number = float(value)
-            if math.isfinite(number) and (kind is float or number.is_integer()):
+            if math.isfinite(number) and (kind is float or (number.is_integer() and abs(number) < 2**63)):
                 return kind(number)
     except (ValueError, KeyError, OverflowError):
         pass
@@ -142,9 +143,13 @@ def run(main):
     """
     signal.signal(signal.SIGTERM, terminate)
     program = os.path.basename(sys.argv[0])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

@@ -47,7 +47,8 @@ class Split:
             tokens = torch.from_numpy(self.mapped[where.numpy()].astype(np.int64))
             if self.device.type == "cuda":
                 tokens = tokens.pin_memory()
-            tokens = tokens.to(self.device, non_blocking=True)
+            # only from pinned memory can a copy be left under way
+            tokens = tokens.to(self.device, non_blocking=self.device.type == "cuda")
         return tokens[:, :-1], tokens[:, 1:]
 
 

@@ -6,6 +6,7 @@ Written once for training and sampling; nothing here knows of models or files.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        why = str(e).splitlines()[0]
+        why = " ".join(str(e).split())[:150] or type(e).__name__
         raise ValueError(f"device={name!r} cannot be used here ({why}); try --device=auto") from None
     if device.type not in ("cuda", "mps", "cpu"):
         raise ValueError(f"device={name!r} is none of cuda, mps, cpu")
@@ -56,8 +57,12 @@ def training_machine(device: str, dtype: str) -> Machine:
     """
     environ = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     rank, local_rank, world = environ["RANK"], environ["LOCAL_RANK"], max(1, environ["WORLD_SIZE"])
-    each_its_own = world > 1 and torch.cuda.is_available() and device in ("auto", "cuda")
-    place = find_device(f"cuda:{local_rank}" if each_its_own else device)
+    if world > 1:  # a GPU each, or the CPU together
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device not in ("cuda", "cpu"):
+            raise ValueError(f"device={device!r} cannot be shared by {world} processes; use cuda or cpu")
+    place = find_device(f"cuda:{local_rank}" if device == "cuda" and world > 1 else device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
         torch.set_float32_matmul_precision("high")  # TF32, for what autocast leaves in float32
@@ -73,7 +78,8 @@ def training_machine(device: str, dtype: str) -> Machine:
     else:
         kind = torch.float32
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        cuda = place.type == "cuda"
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
     return Machine(place, kind, rank, local_rank, world)
 
 
@@ -88,8 +94,8 @@ def keep_freed_memory():
 
 # Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first that fits counts.
 PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
-    "A10G": 70, "A40": 150, "A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71,
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362,
+    "L4": 121, "A10G": 70, "A40": 150, "A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71,
     "RTX 3080": 60, "V100": 125, "T4": 65,
 }  # fmt: skip
 
@@ -99,7 +105,7 @@ def peak_flops(machine: Machine) -> tuple[float, str]:
     if machine.device.type == "cuda" and machine.dtype != torch.float32:
         gpu = torch.cuda.get_device_name(machine.device)
         for name, tflops in PEAK_TFLOPS.items():
-            if name in gpu:
+            if re.search(rf"\b{name}\b", gpu):  # "L4" is not in "L40"
                 return tflops * 1e12, f"the data sheet's {tflops} TFLOP/s"
     n, flops, until = 256, 0.0, time.perf_counter() + 0.5
     a = torch.randn(n, n, device=machine.device, dtype=machine.dtype)

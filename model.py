@@ -257,10 +257,11 @@ def pick(logits, u, temperature: float, top_k: int | None, top_p: float):
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     V = logits.size(-1)
-    logits, ids = torch.topk(logits.float() / temperature, min(top_k or V, V))  # likeliest first
-    probs = logits.softmax(-1)
+    logits, ids = torch.topk(logits.float(), min(top_k or V, V))  # likeliest first
+    probs = ((logits - logits[:, :1]) / temperature).softmax(-1)  # below 0: however cold, never infinite
     reached = probs.cumsum(-1)
-    kept = reached - probs < top_p  # a prefix, never empty
+    kept = reached - probs < top_p  # a prefix
+    kept[:, 0] = True
     total = (probs * kept).sum(-1, keepdim=True)
     choice = torch.searchsorted(reached, u[:, None] * total, right=True)
     return ids.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))

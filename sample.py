@@ -72,7 +72,7 @@ def sample(settings: Settings):
     if not path.exists():
         raise ValueError(
             f"{path} is missing: train a model first, python train_drama.py (with no GPU: "
-            "python train_drama.py config/laptop.py); it appears at the first evaluation"
+            "python train_drama.py config/laptop.py); the first is saved after eval_interval iterations"
         )
     prompt = read_prompt(settings.start)
     model, tok = checkpoint.build_model(checkpoint.load(path), path)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
-from configurator import configure, run
+from configurator import configure, one_line, run
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
 from machine import Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
@@ -165,15 +165,14 @@ def compiled(model: GPT, settings: Settings, machine: Machine, say):
     say("compiling the model (about a minute; --compile=false goes without)")
     try:
         faster = torch.compile(model)
-        x = torch.zeros(
-            settings.batch_size // machine.world, settings.block_size, dtype=torch.long, device=machine.device
-        )
-        with machine.autocast():
-            faster(x, x)[1].backward()
+        shape = (settings.batch_size // machine.world, settings.block_size + 1)
+        tokens = torch.zeros(shape, dtype=torch.long, device=machine.device)
+        with machine.autocast():  # laid out as in training, so that nothing is compiled again there
+            faster(tokens[:, :-1], tokens[:, 1:])[1].backward()
         model.zero_grad(set_to_none=True)
         return faster
     except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
-        say(f"torch.compile does not work here ({str(e).splitlines()[0][:120]}); going on without")
+        say(f"torch.compile does not work here ({one_line(e)[:120] or type(e).__name__}); going on without")
         model.zero_grad(set_to_none=True)
         return model
 
@@ -222,9 +221,10 @@ def duration(seconds: float) -> str:
 def train(settings: Settings) -> dict:
     """Run a training to its end or to a signal.
 
-    Returns iteration (the next one), val_loss (the last evaluation's), best_val_loss, and signal (0, or
-    the one that stopped it). Raises ValueError for a wrong request, OSError for a disk that fails,
-    FloatingPointError for a loss that is no longer finite; last.pt then holds the last good state.
+    Returns iteration (the next one), val_loss (the last evaluation's, or the best when none was left to
+    do), best_val_loss, and signal (the one that stopped it, or 0). Raises ValueError for a wrong request,
+    OSError for a disk that fails, FloatingPointError for a loss that is no longer finite; last.pt then
+    holds the last good state.
     """
     machine = training_machine(settings.device, settings.dtype)
     device, rank, world = machine.device, machine.rank, machine.world
@@ -261,6 +261,8 @@ def train(settings: Settings) -> dict:
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
+        for group in optimizer.param_groups:  # the device may be another one now
+            group["fused"] = optimizer.defaults["fused"]
         if scaler.is_enabled() and state["scaler"]:  # empty when the run was not in float16 until now
             scaler.load_state_dict(state["scaler"])
     elif rank == 0 and (kept := checkpoint.set_aside(out)):
@@ -317,14 +319,16 @@ def train(settings: Settings) -> dict:
         )
 
     way_out = f"{out} keeps the last good state; start over with a lower --learning_rate"
-    i, val_loss = start, best
+    i, val_loss, ended = start, best, False
     with Stop() as stop:
         model.train()
         saved_at = line_at = time.perf_counter()
         since_line = 0  # iterations
-        while i <= settings.max_iters and not stop:
+        while i <= settings.max_iters and not ended:
             # evaluation
             if i % settings.eval_interval == 0 or i == settings.max_iters:
+                if device.type == "cuda":
+                    torch.cuda.synchronize()  # what is still under way is no part of the evaluation's time
                 paused_at = time.perf_counter()
                 train_loss = evaluate(model, train_split, train_windows, machine, stop)
                 found = evaluate(model, val_split, val_windows, machine, stop)
@@ -391,27 +395,33 @@ def train(settings: Settings) -> dict:
                         tokens_per_s=speed,
                         lr=lr,
                     )
-                if now - saved_at > settings.save_minutes * 60:
-                    save_last(i)
-                    saved_at = time.perf_counter()
-                    line_at += saved_at - now
-            if world > 1 and (line or device.type == "cpu"):  # a signal to one process stops all, together
-                heard = machine.sum(torch.tensor(float(stop.signum), device=device)).item()
-                stop.signum = stop.signum or (int(signal.SIGTERM) if heard else 0)
+            if (now := time.perf_counter()) - saved_at > settings.save_minutes * 60:
+                save_last(i)
+                saved_at = time.perf_counter()
+                line_at += saved_at - now
+            if world == 1:
+                ended = bool(stop)
+            elif line or device.type == "cpu":  # a signal to one process ends all, after the same iteration
+                ended = machine.sum(torch.tensor(float(bool(stop)), device=device)).item() > 0
         save_last(i)
-    if stop:
-        say(f"stopped before iteration {i} and saved; the same command continues from there")
+    stopped = i <= settings.max_iters
+    if stopped:
+        same = "the same command" + (" without --init_from" if settings.init_from == "scratch" else "")
+        say(f"stopped before iteration {i} and saved; {same} continues from there")
     elif math.isfinite(best):
         say(f"the best model, val loss {best:.4f}, is {out / 'ckpt.pt'}; to hear it: {hear}")
-    return {"iteration": i, "val_loss": val_loss, "best_val_loss": best, "signal": stop.signum}
+    return {
+        "iteration": i,
+        "val_loss": val_loss,
+        "best_val_loss": best,
+        "signal": stopped and (stop.signum or signal.SIGTERM),
+    }
 
 
 def main() -> int:
-    try:
-        result = train(configure(Settings, sys.argv[1:]))
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    result = train(configure(Settings, sys.argv[1:]))
+    if dist.is_initialized():  # only when all is well: with another process gone this would wait for it
+        dist.destroy_process_group()
     return 128 + result["signal"] if result["signal"] else 0
 
 

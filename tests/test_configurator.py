@@ -56,8 +56,8 @@ def test_values_are_read_as_the_field_s_type(argument, name, value):
         assert getattr(configure(Example, [name_only, rest]), name) == value
 
 
-@given(st.builds(Example, st.integers(), st.floats(allow_nan=False, allow_infinity=False),
-                 st.none() | st.booleans(), st.booleans(), st.text()))  # fmt: skip
+@given(st.builds(Example, st.integers(-(2**63) + 1, 2**63 - 1),
+                 st.floats(allow_nan=False, allow_infinity=False), st.none() | st.booleans(), st.booleans(), st.text()))  # fmt: skip
 def test_any_settings_can_be_given_on_the_command_line(wanted):
     argv = [f"--{f.name}={getattr(wanted, f.name)}" for f in fields(wanted)]
     assert configure(Example, argv) == wanted
@@ -72,6 +72,8 @@ def test_any_settings_can_be_given_on_the_command_line(wanted):
         (["--n_layer=true"], "whole number"),
         (["--n_layer=nan"], "whole number"),
         (["--n_layer="], "whole number"),
+        (["--n_layer=9223372036854775808"], "whole number"),
+        (["--n_layer=1e300"], "whole number"),
         (["--n_layer"], "no value"),
         (["--n_layer", "--bias=1"], "no value"),
         (["--learning_rate=inf"], "not a number"),

@@ -208,7 +208,8 @@ def test_tokens_are_picked_with_the_model_s_probabilities(top_k, top_p, temperat
 
 def test_the_largest_uniform_number_still_picks_a_token_that_takes_part():
     u = torch.full((1,), 1 - 2**-24)
-    for top_p in (0.3, 0.9, 1.0):
+    for top_p in (1e-50, 0.3, 0.9, 1.0):
+        assert pick(torch.tensor([[1.0, 3.0, 2.0]]), u, 1e-40, None, top_p) == 1
         assert pick(torch.zeros(1, 50), u, 1.0, 7, top_p) < 50
         assert pick(torch.tensor([[9.0, 0.0, -200.0]]), u, 1.0, None, top_p) < 2
 

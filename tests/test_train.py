@@ -317,6 +317,34 @@ def test_two_processes_train_as_one(train, corpus):
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-4)
 
 
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(train, corpus):
+    script = corpus / "run.py"
+    script.write_text(
+        "import os, pathlib, prepare, signal, train_drama as t\n"
+        "prepare.DATA = pathlib.Path('data')\n"
+        "real = t.draw_batches\n"
+        "def draw(split, settings, i, machine):\n"
+        "    if i == 13 and machine.rank == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(split, settings, i, machine)\n"
+        "t.draw_batches = draw\n"
+        "t.run(t.main)"
+    )
+    how = dict(dropout=0.0, dtype="float32")
+    process = start(
+        corpus, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script,
+        *flags(**{**SMALL, **SHORT, **how}, out_dir="two"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    out, _ = process.communicate(timeout=120)
+    assert "stopped before iteration 14 and saved" in out
+    assert checkpoint.load("two/last.pt")["next_iteration"] == 14
+    train(out_dir="two", **how)  # and one process can go on where two left off
+    train(out_dir="one", **how)
+    for name, a in weights("one").items():
+        torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
+
+
 def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys):
     how = dict(dropout=0.0, dtype="float32", max_iters=3)
     plain = train(out_dir="plain", **how)
@@ -332,7 +360,9 @@ def test_a_machine_that_cannot_compile_trains_without(train, capsys, monkeypatch
 
     monkeypatch.setattr(torch, "compile", broken)
     assert train(out_dir="m", compile=True)["iteration"] == 21
-    assert "torch.compile does not work here (no compiler); going on without" in capsys.readouterr().out
+    assert (
+        "torch.compile does not work here (no compiler at all); going on without" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("settings, words", [
