@@ -95,8 +95,8 @@ def keep_freed_memory():
 # Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first that fits counts.
 PEAK_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362,
-    "L4": 121, "A10G": 70, "A40": 150, "A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71,
-    "RTX 3080": 60, "V100": 125, "T4": 65,
+    "L4": 121, "A10G": 70, "A40": 150, "A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97,
+    "RTX 3090": 71, "RTX 3080": 60, "V100": 125, "T4": 65,
 }  # fmt: skip
 
 

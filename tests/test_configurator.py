@@ -56,8 +56,16 @@ def test_values_are_read_as_the_field_s_type(argument, name, value):
         assert getattr(configure(Example, [name_only, rest]), name) == value
 
 
-@given(st.builds(Example, st.integers(-(2**63) + 1, 2**63 - 1),
-                 st.floats(allow_nan=False, allow_infinity=False), st.none() | st.booleans(), st.booleans(), st.text()))  # fmt: skip
+@given(
+    st.builds(
+        Example,
+        n_layer=st.integers(-(2**63) + 1, 2**63 - 1),
+        learning_rate=st.floats(allow_nan=False, allow_infinity=False),
+        compile=st.none() | st.booleans(),
+        bias=st.booleans(),
+        start=st.text(),
+    )
+)
 def test_any_settings_can_be_given_on_the_command_line(wanted):
     argv = [f"--{f.name}={getattr(wanted, f.name)}" for f in fields(wanted)]
     assert configure(Example, argv) == wanted
