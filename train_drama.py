@@ -414,7 +414,7 @@ def train(settings: Settings) -> dict:
         "iteration": i,
         "val_loss": val_loss,
         "best_val_loss": best,
-        "signal": stopped and (stop.signum or signal.SIGTERM),
+        "signal": (stop.signum or signal.SIGTERM) if stopped else 0,
     }
 
 
