@@ -141,6 +141,15 @@ def model_state(model: GPT, tok, settings) -> dict:
     }
 
 
+class Unfilled(torch.overrides.TorchFunctionMode):
+    """Modules made within are not initialised. On meta tensors that would import a second of torch._dynamo."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def build_model(state: dict, path: Path) -> tuple[GPT, object]:
     """(model, tokenizer) from what `load` returned. Raises CheckpointError where they do not fit."""
     try:
@@ -154,7 +163,7 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
             or tok.vocab_size != config.vocab_size
         ):
             raise ValueError("sizes differ")
-        with torch.device("meta"):  # no memory is taken: the weights themselves are put in place
+        with torch.device("meta"), Unfilled():  # no memory is taken: the weights are put in place
             model = GPT(config)
         model.load_state_dict(weights, assign=True)
         return model, tok

@@ -30,6 +30,21 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of that name for matrix products; "auto" is the fastest that device has."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bf16 else torch.float16
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # true with AMX as well
+        return torch.bfloat16
+    return torch.float32
+
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where one process of a training runs."""
@@ -68,15 +83,7 @@ def training_machine(device: str, dtype: str) -> Machine:
         torch.set_float32_matmul_precision("high")  # TF32, for what autocast leaves in float32
     if place.type == "cpu":
         keep_freed_memory()
-    if dtype != "auto":
-        kind = getattr(torch, dtype)
-    elif place.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        kind = torch.bfloat16 if bf16 else torch.float16
-    elif place.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # true with AMX as well
-        kind = torch.bfloat16
-    else:
-        kind = torch.float32
+    kind = find_dtype(dtype, place)
     if world > 1 and not dist.is_initialized():
         cuda = place.type == "cuda"
         dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)

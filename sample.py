@@ -12,7 +12,7 @@ import torch
 
 import checkpoint
 from configurator import configure, run
-from machine import find_device
+from machine import DTYPES, find_device, find_dtype
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
 BATCH = 100  # samples decoded together; bounds the memory of the key/value cache
@@ -34,6 +34,7 @@ class Settings:
     # Where
     out_dir: str = "model"  # the folder with ckpt.pt
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
+    dtype: str = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32 (exact)
 
     def __post_init__(self):
         for name, least in {
@@ -45,6 +46,8 @@ class Settings:
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is not above 0 and at most 1")
 
@@ -77,7 +80,7 @@ def sample(settings: Settings):
     prompt = read_prompt(settings.start)
     model, tok = checkpoint.build_model(checkpoint.load(path), path)
     device = find_device(settings.device)
-    model.to(device).eval()
+    model.to(device).pack(find_dtype(settings.dtype, device))
     ids = torch.from_numpy(tok.encode(prompt).astype("int64"))
     how = dict(
         temperature=settings.temperature,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import checkpoint
 from configurator import configure, one_line, run
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
-from machine import Machine, Stop, peak_flops, training_machine
+from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
 
 # ---------------------------------------------------------------------------- settings
@@ -81,7 +81,7 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)} is not at least 0 and below 1")
         choices = {
             "init_from": ("auto", "resume", "scratch"),
-            "dtype": ("auto", "bfloat16", "float16", "float32"),
+            "dtype": DTYPES,
         }
         for name, values in choices.items():
             if getattr(self, name) not in values:
