@@ -142,7 +142,7 @@ def model_state(model: GPT, tok, settings) -> dict:
 
 
 class Unfilled(torch.overrides.TorchFunctionMode):
-    """Modules made within are not initialised. On meta tensors that would import a second of torch._dynamo."""
+    """Modules made within are not initialised: on meta tensors that imports torch._dynamo, for a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", "") == "torch.nn.init":

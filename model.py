@@ -59,16 +59,20 @@ class GPTConfig:
 class KVCache:
     """Keys and values of every layer for up to block_size positions, allocated once.
 
-    `length` is how many positions are filled; setting it to 0 empties the cache.
+    `length` is how many positions are filled; setting it to 0 empties the cache. With `position`, a tensor
+    (1,), one token is stored there and all block_size positions are returned, so that no shape ever changes.
     """
 
     def __init__(self, config: GPTConfig, batch: int, device=None, dtype=None):
         shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
+        self.position = None
 
     def append(self, layer: int, kv):
         """Store kv (2, B, H, T, D) behind what `layer` holds; return all k and v, (B, H, length + T, D)."""
+        if self.position is not None:
+            return self.kv[layer].index_copy_(3, self.position, kv.to(self.kv[layer].dtype)).unbind()
         T = kv.size(3)
         self.kv[layer].narrow(3, self.length, T).copy_(kv)
         return self.kv[layer].narrow(3, 0, self.length + T).unbind()
@@ -135,12 +139,15 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, qkv[1:])  # (B, H, past + T, D)
             q = q.to(k.dtype)
-        if x.device.type == "cpu":
+        position = None if cache is None else cache.position
+        if x.device.type == "cpu" and position is None:
             y = self.attend_cpu(q, k, v)
         else:
             past = k.size(2) - T
             mask = None  # one new token sees everything; a first chunk is causal; a later chunk needs a mask
-            if past and T > 1:
+            if position is not None:
+                mask = (torch.arange(k.size(2), device=x.device) <= position)[None]
+            elif past and T > 1:
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
             p = self.attn_dropout.p if self.training else 0.0
             y = F.scaled_dot_product_attention(
@@ -238,7 +245,9 @@ class GPT(nn.Module):
         T = idx.size(1)
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} positions are more than block_size={self.config.block_size}")
-        x = self.dropout(self.wte(idx) + self.wpe.weight[past : past + T])  # (B, T, C)
+        static = cache is not None and cache.position is not None
+        positions = self.wpe(cache.position) if static else self.wpe.weight[past : past + T]
+        x = self.dropout(self.wte(idx) + positions)  # (B, T, C)
         for block in self.blocks:
             x = block(x, cache)
         if cache is not None:
@@ -277,8 +286,9 @@ class GPT(nn.Module):
         text = torch.cat([idx, idx.new_empty(B, max_new_tokens)], dim=1)
         cache = KVCache(self.config, B, idx.device, self.wte.weight.dtype)
         unread = idx[:, -block_size:]  # prefill
+        decode = StaticStep(self, cache) if idx.is_cuda else lambda token: self(token, cache=cache)[0]
         for i in range(max_new_tokens):
-            logits, _ = self(unread, cache=cache)
+            logits = decode(unread) if cache.length else self(unread, cache=cache)[0]
             token = pick(logits[:, -1], uniforms[:, i], temperature, top_k, top_p)
             yield token
             text[:, T + i] = token[:, 0]
@@ -290,6 +300,47 @@ class GPT(nn.Module):
     def generate(self, idx, max_new_tokens: int, **how):
         """idx (B, T) and the max_new_tokens that `stream` continues it with, (B, T + max_new_tokens)."""
         return torch.cat([idx, *self.stream(idx, max_new_tokens, **how)], dim=1)
+
+
+class StaticStep:
+    """Decoding of one token as a function of tensors whose shapes and places never change.
+
+    On CUDA it is captured once as a graph and replayed, which takes one launch instead of some 200.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache):
+        self.model, self.cache, self.graph = model, cache, None
+        device = cache.kv[0].device
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.token = torch.zeros(cache.kv[0].size(1), 1, dtype=torch.long, device=device)
+        if device.type == "cuda":
+            aside = (
+                torch.cuda.Stream()
+            )  # as CUDA graphs ask: run once elsewhere, so that libraries are set up
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self.run()
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = self.run()
+
+    def run(self):
+        length, self.cache.position = self.cache.length, self.position
+        logits, _ = self.model(self.token, cache=self.cache)
+        self.cache.length, self.cache.position = length, None
+        return logits
+
+    def __call__(self, token):
+        """The logits (B, 1, V) after token (B, 1), which is added to the cache."""
+        self.token.copy_(token)
+        self.position.fill_(self.cache.length)
+        if self.graph is None:
+            self.logits = self.run()
+        else:
+            self.graph.replay()
+        self.cache.length += 1
+        return self.logits
 
 
 def pick(logits, u, temperature: float, top_k: int | None, top_p: float):

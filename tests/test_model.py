@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import GPT, Dropout, GPTConfig, KVCache, pick, random_stream
+from model import GPT, Dropout, GPTConfig, KVCache, StaticStep, pick, random_stream
 
 TINY = GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 
@@ -170,6 +170,37 @@ def test_past_block_size_the_recent_half_is_read_again(prompt):
         text = torch.cat([text, token], 1)
         held = text[:, -block // 2 :] if held.size(1) == block else torch.cat([held, token], 1)
     assert torch.equal(cached, text)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_model_gives_the_same_logits_and_text(bias):
+    gpt, idx = model(bias=bias), tokens(3, 16)
+    logits, text = gpt(idx, idx)[0], gpt.generate(idx[:, :4], 40, temperature=0)
+    gpt.pack(torch.float32)
+    torch.testing.assert_close(gpt(idx, idx)[0], logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(gpt.generate(idx[:, :4], 40, temperature=0), text)
+
+
+def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
+    gpt, idx = model(n_embd=64), tokens(3, 16)
+    exact = gpt(idx, idx)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gpt(idx, idx)[0].float()
+    error = (gpt.pack(torch.bfloat16)(idx, idx)[0].float() - exact).abs().max()
+    assert 0 < error <= 2 * (rounded - exact).abs().max()
+
+
+def test_a_step_of_fixed_shapes_decodes_as_any_other():
+    gpt, idx = model(), tokens(3, 12)
+    with torch.no_grad():
+        caches = [KVCache(gpt.config, 3), KVCache(gpt.config, 3)]
+        step = StaticStep(gpt, caches[1])
+        for cache in caches:
+            gpt(idx[:, :5], cache=cache)
+        for n in range(5, 12):
+            expected, _ = gpt(idx[:, n : n + 1], cache=caches[0])
+            torch.testing.assert_close(step(idx[:, n : n + 1]), expected)
+    assert caches[0].length == caches[1].length == 12
 
 
 def test_a_block_of_one_token_still_writes():

@@ -18,6 +18,15 @@ def test_decoding_undoes_encoding_for_any_text(text):
     assert tok.decode(ids) == text == tok.decode(ids.tolist())
 
 
+@pytest.mark.parametrize("others", [0, 253, 254, 255, 300])
+def test_ascii_text_is_encoded_alike_wherever_its_characters_stand(others):
+    chars = "".join(chr(0x4E00 + n) for n in range(others)) + "ab"
+    tok = CharTokenizer(chars)
+    assert tok.encode("abba").tolist() == [others, others + 1, others + 1, others]
+    with pytest.raises(UnknownCharacters):
+        tok.encode("abc")
+
+
 @given(texts)
 def test_a_tokenizer_survives_json(text):
     tok = CharTokenizer("".join(sorted(set(text))))

@@ -1,0 +1,358 @@
+"""Every speed in the README, measured here and now.
+
+    python bench.py                            all of it: some ten minutes on 2 cores
+    python bench.py sample startup             some of train, eval, sample, prepare, startup
+    python bench.py --against=../nanoGPT       beside a checkout of nanoGPT, in turns: about an hour
+
+The programs themselves are run, at their default settings, and timed from outside; a figure is the median
+of all rounds. Prints a table, with what the machine's own limits would allow, and the same figures as one
+line of JSON. Nothing else should be running.
+"""
+
+import itertools
+import json
+import os
+import pickle
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import prepare
+from configurator import configure, run
+from dataset import fixed_windows, load_data
+from machine import find_dtype, peak_flops, training_machine
+from model import GPT
+from train_drama import Settings as TrainSettings
+
+ROOT = Path(__file__).parent
+ITERATIONS = 5  # timed of each process, and one before them that is not
+FEW = (
+    f"--max_iters={ITERATIONS}",
+    "--log_interval=1",
+    "--eval_iters=1",
+)  # all three mean the same in nanoGPT
+ROWS, CHARACTERS = 10, 500  # sample.py's default job
+
+
+@dataclass(frozen=True)
+class Settings:
+    """python bench.py [train] [eval] [sample] [prepare] [startup] [--name=value ...]"""
+
+    against: str = ""  # a checkout of nanoGPT, measured in turns with this project
+    rounds: int = 3  # how often each is measured; more on a machine that is not quiet
+    text_mb: int = 2000  # the text that prepare.py encodes; three times that is written to data/ for a while
+
+    def __post_init__(self):
+        if self.rounds < 1 or self.text_mb < 1:
+            raise ValueError("rounds and text_mb are at least 1")
+        if self.against and not (Path(self.against) / "config" / "train_shakespeare_char.py").is_file():
+            raise ValueError(f"against={self.against!r} is not a checkout of nanoGPT")
+
+
+# ---------------------------------------------------------------------------- running programs
+
+
+@dataclass
+class Run:
+    """A program that ran: seconds in all, its output lines with the second of each, peak memory in MB."""
+
+    seconds: float
+    lines: list
+    peak_mb: float
+
+    def iteration_times(self) -> list[float]:
+        """Milliseconds, from lines such as `iter 3: loss 4.0000, time 30.23ms`."""
+        return [float(found[1]) for _, line in self.lines if (found := re.search(r"time ([\d.]+)ms", line))]
+
+
+def python(folder: Path, *command) -> Run:
+    """Run a python command in a folder. Raises OSError with its last words when it fails."""
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-u", *map(str, command)],
+            cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+        lines = [(time.perf_counter() - start, line) for line in process.stdout]
+        peak = 0
+        if hasattr(os, "wait4"):  # not on Windows
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if process.wait():
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["without a word"])[-1]
+            raise OSError(0, f"{' '.join(map(str, command))[:200]} failed: {last}")
+        return Run(time.perf_counter() - start, lines, peak / 1e6)
+
+
+class NanoGPT:
+    """A copy of nanoGPT beside ours, with the same text in its own format."""
+
+    def __init__(self, checkout: Path, folder: Path):
+        self.place, self.bf16, self.data = folder / "nanogpt", folder / "nanogpt_bf16", folder / "shakespeare"
+        for copy in (self.place, self.bf16):
+            shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "*.bin", "*.ipynb"))
+        script = self.bf16 / "train.py"
+        text = script.read_text(encoding="utf-8")
+        given = text.replace("ctx = nullcontext() if device_type == 'cpu' else torch.", "ctx = torch.")
+        if given == text:
+            raise ValueError(f"{checkout / 'train.py'} has no line where bfloat16 could be given to a CPU")
+        script.write_text(given, encoding="utf-8")
+        self.data.mkdir()
+        for split in ("train.bin", "val.bin"):
+            shutil.copy(prepare.DATA / "drama" / split, self.data)
+        chars = json.loads((prepare.DATA / "drama" / "meta.json").read_text("utf-8"))["tokenizer"]["chars"]
+        meta = {"itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
+        (self.data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(chars), **meta}))
+        # what its README tells a CPU user to give
+        self.cpu = () if torch.cuda.is_available() else ("--device=cpu",)
+
+    def train(self, place: Path, *flags) -> Run:
+        flags = (*self.cpu, *(("--compile=False",) if self.cpu else ()), *flags)
+        config = "config/train_shakespeare_char.py"
+        return python(place, "train.py", config, f"--dataset={self.data}", "--out_dir=out", *flags)
+
+    def sample(self, *flags) -> Run:
+        return python(self.place, "sample.py", "--out_dir=out", *self.cpu, *flags)
+
+
+def train(folder: Path, *flags) -> Run:
+    return python(ROOT, "train_drama.py", "--init_from=scratch", f"--out_dir={folder}", *flags)
+
+
+def make_models(folder: Path, nano: NanoGPT | None):
+    """A checkpoint each after one step on one sequence: speed does not depend on what was learnt."""
+    if not (folder / "model").exists():
+        quick = ("--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--batch_size=1")
+        train(folder / "model", *quick)
+        if nano:
+            nano.train(nano.place, "--always_save_checkpoint=True", *quick)
+
+
+# ---------------------------------------------------------------------------- what is measured
+
+
+def bench_train(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """Iterations at the default settings, dropout included, and the process's memory."""
+    ours = train(folder / "train", *FEW)
+    found["train_ms"] += ours.iteration_times()[1:]
+    found["train_memory_mb"].append(ours.peak_mb)
+    if nano:
+        theirs = nano.train(nano.place, *FEW)
+        found["nanogpt_train_ms"] += theirs.iteration_times()[1:]
+        found["nanogpt_train_memory_mb"].append(theirs.peak_mb)
+        theirs = nano.train(nano.bf16, "--dtype=bfloat16", *FEW)
+        found["nanogpt_train_bf16_ms"] += theirs.iteration_times()[1:]
+
+
+def bench_eval(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """Two exact evaluations, and the iterations between them."""
+    ours = train(folder / "eval", "--max_iters=3", "--eval_interval=5000", "--log_interval=1")
+    seconds = [
+        at - before for (before, _), (at, line) in itertools.pairwise(ours.lines) if line.startswith("step")
+    ]
+    found["eval_s"] += seconds
+    iteration = statistics.median(ours.iteration_times()[1:]) / 1000
+    found["eval_iterations"] += [s / iteration for s in seconds]
+
+
+DECODE = """
+import sys, time, torch, checkpoint, machine
+model, _ = checkpoint.build_model(checkpoint.load(sys.argv[1]), sys.argv[1])
+device = machine.find_device("auto")
+model.to(device).pack(machine.find_dtype("auto", device))
+for rows, characters in (10, 50), (10, 500), (1, 500):
+    start = time.perf_counter()
+    idx = torch.zeros(rows, 1, dtype=torch.long, device=device)
+    model.generate(idx, characters, temperature=0.8, top_k=200).cpu()
+    print(time.perf_counter() - start)
+"""
+
+
+def bench_sample(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """The default sampling job: decoding alone, one sample alone, and the whole process."""
+    make_models(folder, nano)
+    _, (_, ten), (_, one) = python(ROOT, "-c", DECODE, folder / "model" / "ckpt.pt").lines
+    found["decode_s"].append(float(ten))
+    found["decode_one_s"].append(float(one))
+    found["process_s"].append(python(ROOT, "sample.py", f"--out_dir={folder / 'model'}").seconds)
+    if nano:
+        theirs = nano.sample()
+        ends = [at for at, line in theirs.lines if line.startswith("-----")]
+        calls = [b - a for a, b in itertools.pairwise(ends)]  # of generate, all but the first
+        found["nanogpt_decode_one_s"] += calls
+        found["nanogpt_decode_s"].append(ROWS * statistics.mean(calls))
+        found["nanogpt_process_s"].append(theirs.seconds)
+
+
+def bench_startup(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """One sample of one character, beside python that only imports torch."""
+    make_models(folder, nano)
+    one = ("--num_samples=1", "--max_new_tokens=1")
+    found["import_torch_s"].append(python(ROOT, "-c", "import torch").seconds)
+    found["startup_s"].append(python(ROOT, "sample.py", f"--out_dir={folder / 'model'}", *one).seconds)
+    if nano:
+        found["nanogpt_startup_s"].append(nano.sample(*one).seconds)
+
+
+ENCODE = """
+import sys, pathlib, prepare
+prepare.prepare(prepare.Settings(input=sys.argv[1]), pathlib.Path(sys.argv[2]))
+"""
+
+
+def bench_prepare(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """Encoding a long text of characters, as a whole process."""
+    text = folder / "long.txt"
+    if not text.exists():
+        train_split, val_split, meta = load_data("drama", 1, training_machine("cpu", "float32"))
+        plays = b"".join(meta["tokenizer"].decode(s.mapped).encode() for s in (train_split, val_split))
+        with open(text, "wb") as f:
+            for _ in range(max(1, round(settings.text_mb * 1e6 / len(plays)))):
+                f.write(plays)
+    ours = python(ROOT, "-c", ENCODE, text, folder)
+    found["encode_mb_per_s"].append(text.stat().st_size / 1e6 / ours.seconds)
+    found["encode_memory_mb"].append(ours.peak_mb)
+    # the same bytes written, and nothing else done
+    start = time.perf_counter()
+    with open(folder / "written", "wb") as f:
+        block = bytes(1 << 23)
+        for _ in range(2 * text.stat().st_size // len(block)):
+            f.write(block)
+        f.flush()
+        os.fsync(f.fileno())
+    found["limit_encode_mb_per_s"].append(text.stat().st_size / 1e6 / (time.perf_counter() - start))
+    (folder / "written").unlink()
+
+
+BENCHES = {
+    "train": bench_train,
+    "eval": bench_eval,
+    "sample": bench_sample,
+    "prepare": bench_prepare,
+    "startup": bench_startup,
+}
+
+
+# ---------------------------------------------------------------------------- what the machine allows
+
+
+def limits(found: dict):
+    """Add what each figure would be with nothing but its arithmetic, or its reading of memory, to do."""
+    here = training_machine("auto", "auto")
+    _, val_split, meta = load_data("drama", 256, here)
+    settings = TrainSettings()
+    model = GPT(settings.model_config(meta["tokenizer"].vocab_size))
+    rate, _ = peak_flops(here)
+    found["matmul_tflops"].append(rate / 1e12)
+    tokens = settings.batch_size * settings.block_size
+    found["limit_train_ms"].append(1000 * tokens * model.flops_per_token() / rate)
+    windows = fixed_windows(len(val_split), settings.block_size)
+    evaluated = 2 * sum(len(starts) * length for starts, length in windows)
+    found["limit_eval_s"].append(evaluated * model.flops_per_token() / 3 / rate)  # forward only
+
+    block = torch.ones(1 << 28, device=here.device)  # 1 GB: no cache holds it
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        block.sum().item()
+        seconds.append(time.perf_counter() - start)
+    bandwidth = block.nbytes / min(seconds)
+    found["memory_gb_per_s"].append(bandwidth / 1e9)
+    weights = model.num_params() * find_dtype("auto", here.device).itemsize
+    half = settings.block_size // 2  # positions in the cache: 0 to block_size, then half of it to all
+    positions = [n if n < 2 * half else half + n % half for n in range(CHARACTERS)]
+    cached = statistics.mean(positions) * 2 * settings.n_layer * settings.n_embd * 4
+    for figure, rows in (("limit_decode_s", ROWS), ("limit_decode_one_s", 1)):
+        found[figure].append(CHARACTERS * (weights + rows * cached) / bandwidth)
+
+
+def machine_name() -> str:
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = models[0] if models else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    threads = torch.get_num_threads()
+    kind = str(find_dtype("auto", torch.device("cuda" if gpu else "cpu")))[6:]
+    return f"{name}{gpu}, {threads} threads, {kind}, PyTorch {torch.__version__}, {platform.system()}"
+
+
+# figure (its limit and nanoGPT's are limit_... and nanogpt_...), its name in the table, unit, ratio
+TABLE = (
+    ("train_ms", "training iteration", "ms", "train_ratio"),
+    ("train_bf16_ms", "  nanoGPT given bfloat16", "ms", "train_ratio_bf16"),
+    ("eval_s", "evaluation", "s", ""),
+    ("eval_iterations", "  in iterations", "", ""),
+    ("decode_s", "decoding 10 x 500 characters", "s", "decode_ratio"),
+    ("decode_one_s", "decoding 1 x 500 characters", "s", "decode_one_ratio"),
+    ("process_s", "sample.py, the whole process", "s", "process_ratio"),
+    ("startup_s", "sample.py, one character", "s", ""),
+    ("import_torch_s", "  import torch alone", "s", ""),
+    ("encode_mb_per_s", "prepare.py, characters", "MB/s", ""),
+    ("encode_memory_mb", "  its peak memory", "MB", ""),
+    ("train_memory_mb", "training, peak memory", "MB", "memory_ratio"),
+)
+
+
+def report(found: dict):
+    """Print the table, and the JSON line with every median and ratio."""
+    figures = {name: statistics.median(values) for name, values in found.items() if values}
+    if "train_ms" in figures and "nanogpt_train_bf16_ms" in figures:
+        figures["train_bf16_ms"] = figures["train_ms"]
+    for name, _, _, ratio in TABLE:
+        if ratio and name in figures and f"nanogpt_{name}" in figures:
+            figures[ratio] = figures[f"nanogpt_{name}"] / figures[name]
+    if "startup_s" in figures:
+        figures["startup_ratio"] = figures["startup_s"] / figures["import_torch_s"]
+        figures["limit_startup_s"] = figures["import_torch_s"]
+
+    def cell(name: str) -> str:
+        return f"{figures[name]:,.{0 if figures[name] >= 100 else 2}f}" if name in figures else ""
+
+    print(f"\n{machine_name()}")
+    if "matmul_tflops" in figures:
+        print(
+            f"matrix products at {cell('matmul_tflops')} TFLOP/s, "
+            f"memory read at {cell('memory_gb_per_s')} GB/s; medians of all rounds\n"
+        )
+    print(f"{'':32}{'here':>10}{'limit':>10}{'nanoGPT':>10}{'ratio':>8}")
+    for name, label, unit, ratio in TABLE:
+        if name in figures:
+            label = f"{label}{', ' if unit else ''}{unit}"
+            print(
+                f"{label:34}{cell(name):>8}{cell(f'limit_{name}'):>10}"
+                f"{cell(f'nanogpt_{name}'):>10}{cell(ratio):>8}"
+            )
+    print(json.dumps({"machine": machine_name(), **{name: round(v, 4) for name, v in figures.items()}}))
+
+
+def main():
+    wanted = [name for name in sys.argv[1:] if name in BENCHES]
+    settings = configure(Settings, [word for word in sys.argv[1:] if word not in BENCHES])
+    load_data("drama", 256, training_machine("cpu", "float32"))  # fetched when it is not there
+    found = defaultdict(list)
+    with tempfile.TemporaryDirectory(dir=prepare.DATA, prefix="bench-") as folder:
+        folder = Path(folder)
+        nano = NanoGPT(Path(settings.against), folder) if settings.against else None
+        for name in wanted or BENCHES:
+            for n in range(settings.rounds):
+                print(f"{name}, round {n + 1} of {settings.rounds}", flush=True)
+                BENCHES[name](found, folder, nano, settings)
+        limits(found)
+    report(found)
+
+
+if __name__ == "__main__":
+    run(main)
