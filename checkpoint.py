@@ -8,8 +8,10 @@ The first two are dictionaries of plain values and tensors in PyTorch's zip form
 `weights_only=True`, so that loading executes nothing; a SHA-256 over every value finds damage.
 """
 
+import contextlib
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -158,8 +160,8 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
         # the embeddings' and layers' own sizes first: a config may claim more than there is memory for
         if (
             weights["wte.weight"].shape != (config.vocab_size, config.n_embd)
-            or weights["wpe.weight"].shape != (config.block_size, config.n_embd)
-            or sum(name.endswith("ln_1.weight") for name in weights) != config.n_layer
+            or (config.arch == "gpt2" and weights["wpe.weight"].shape != (config.block_size, config.n_embd))
+            or sum(name.endswith("attn.c_attn.weight") for name in weights) != config.n_layer
             or tok.vocab_size != config.vocab_size
         ):
             raise ValueError("sizes differ")
@@ -207,6 +209,31 @@ class Log:
     def row(self, **values):
         with open(self.path, "a", newline="", encoding="utf-8") as f:
             csv.DictWriter(f, self.FIELDS, lineterminator="\n").writerow(values)
+
+
+@contextlib.contextmanager
+def lock(out: Path):
+    """Keep every other training out of a folder.
+
+    The operating system lets go of it when the process ends, however it ends. Raises CheckpointError when
+    another process holds it.
+    """
+    with open(out / ".lock", "w") as f:
+        try:
+            if os.name == "posix":
+                import fcntl
+
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                import msvcrt
+
+                msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as e:
+            if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # else a folder that cannot lock
+                raise CheckpointError(
+                    f"another training is writing to {out}: wait for it or stop it, or give another --out_dir"
+                ) from None
+        yield
 
 
 def set_aside(out: Path) -> list[str]:

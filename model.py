@@ -1,7 +1,9 @@
 """The GPT: its layers in the order data meets them, its loss, and generation with a key/value cache.
 
-GPT-2's architecture (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"):
-learned positions, pre-norm blocks, GELU, one matrix for token embedding and output head.
+arch="gpt2" is GPT-2's (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"): learned
+positions, pre-norm blocks, GELU, one matrix for token embedding and output head. arch="modern" learns the
+same text in fewer iterations: rotary positions, normalised queries and keys, squared ReLU, norms without
+weights, residual projections that start at zero, and dropout everywhere but on attention.
 Pure tensors: nothing here reads a file or prints.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
@@ -39,6 +41,7 @@ class GPTConfig:
     n_embd: int = 384
     dropout: float = 0.2
     bias: bool = False  # biases in Linear and LayerNorm, as GPT-2 has them; none is a bit better and faster
+    arch: str = "gpt2"  # or modern
 
     def __post_init__(self):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
@@ -47,6 +50,8 @@ class GPTConfig:
                 raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
         if type(self.bias) is not bool:
             raise ValueError(f"bias={self.bias!r} is neither True nor False")
+        if self.arch not in ("gpt2", "modern"):
+            raise ValueError(f"arch={self.arch!r} is neither 'gpt2' nor 'modern'")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not at least 0 and below 1")
         if self.n_embd % self.n_head:
@@ -54,28 +59,50 @@ class GPTConfig:
             raise ValueError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; try n_embd={nearest}"
             )
+        if self.arch == "modern" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"n_embd={self.n_embd} gives each of n_head={self.n_head} heads an odd size, which rotary "
+                f"positions cannot pair; try n_embd={self.n_embd + self.n_head}"
+            )
 
 
 class KVCache:
     """Keys and values of every layer for up to block_size positions, allocated once.
 
-    `length` is how many positions are filled; setting it to 0 empties the cache. With `position`, a tensor
-    (1,), one token is stored there and all block_size positions are returned, so that no shape ever changes.
+    `length` is how many positions were read; setting it to 0 empties the cache. A full cache forgets its
+    oldest position for each new one. With `position`, a tensor (1,) with the new token's position, all
+    block_size positions are returned, so that no shape ever changes.
     """
 
     def __init__(self, config: GPTConfig, batch: int, device=None, dtype=None):
-        shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.kv = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.block_size = config.block_size
         self.length = 0
         self.position = None
 
-    def append(self, layer: int, kv):
-        """Store kv (2, B, H, T, D) behind what `layer` holds; return all k and v, (B, H, length + T, D)."""
-        if self.position is not None:
-            return self.kv[layer].index_copy_(3, self.position, kv.to(self.kv[layer].dtype)).unbind()
-        T = kv.size(3)
-        self.kv[layer].narrow(3, self.length, T).copy_(kv)
-        return self.kv[layer].narrow(3, 0, self.length + T).unbind()
+    def append(self, layer: int, k, v):
+        """Store k, v (B, H, T, D) in `layer`; return all that it holds, (B, H, length + T or less, D)."""
+        T = k.size(2)
+        kept = []
+        for held, new in ((self.k[layer], k), (self.v[layer], v)):
+            if self.position is not None:
+                kept.append(held.index_copy_(2, self.position % self.block_size, new.to(held.dtype)))
+            else:
+                held.narrow(2, self.length % self.block_size, T).copy_(new)
+                kept.append(held.narrow(2, 0, min(self.length + T, self.block_size)))
+        return kept
+
+
+def rotate(x, turn):
+    """Turn pairs of channels of x (..., T, D) by their position's angle (Su et al., 2021, arXiv:2104.09864).
+
+    turn: the angles' cosines and sines, each (T, D / 2).
+    """
+    cos, sin = (part.to(x.dtype) for part in turn)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class Dropout(nn.Dropout):
@@ -129,15 +156,20 @@ class CausalSelfAttention(nn.Module):
         self.layer, self.n_head = layer, config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v side by side
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.attn_dropout = Dropout(config.dropout)
+        self.attn_dropout = Dropout(config.dropout if config.arch == "gpt2" else 0.0)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x, cache: KVCache | None = None):
+    def forward(self, x, turn=None, cache: KVCache | None = None):
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind()  # each (B, H, T, D)
+        D = C // self.n_head
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)
+        if turn is None:
+            q, k, v = qkv.unbind()  # each (B, H, T, D)
+        else:
+            v = qkv[2]  # normalised q and k cannot outgrow the softmax (Henry et al., 2020, arXiv:2010.04245)
+            q, k = rotate(F.layer_norm(qkv[:2], (D,)).to(v.dtype), turn).unbind()
         if cache is not None:
-            k, v = cache.append(self.layer, qkv[1:])  # (B, H, past + T, D)
+            k, v = cache.append(self.layer, k, v)  # (B, H, past + T, D)
             q = q.to(k.dtype)
         position = None if cache is None else cache.position
         if x.device.type == "cpu" and position is None:
@@ -177,21 +209,28 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
+        self.arch = config.arch
 
     def forward(self, x):
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        h = self.c_fc(x)
+        h = F.gelu(h) if self.arch == "gpt2" else F.relu(h).square()  # So et al., 2021, arXiv:2109.08668
+        return self.dropout(self.c_proj(h))
+
+
+def norm(config: GPTConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.n_embd, elementwise_affine=config.arch == "gpt2", bias=config.bias)
 
 
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = norm(config)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache: KVCache | None = None):
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x, turn=None, cache: KVCache | None = None):
+        x = x + self.attn(self.ln_1(x), turn, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -200,13 +239,14 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        modern = config.arch == "modern"
+        self.wpe = None if modern else nn.Embedding(config.block_size, config.n_embd)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = norm(config)
         for name, p in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(p)
+            if name.endswith("bias") or (modern and name.endswith("c_proj.weight")):
+                nn.init.zeros_(p)  # modern: each block starts as the identity
             elif p.dim() == 2:
                 # GPT-2 section 2.3: residual projections start smaller, so that depth does not add up
                 residual = name.endswith("c_proj.weight")
@@ -214,7 +254,7 @@ class GPT(nn.Module):
 
     def num_params(self) -> int:
         """Parameters as GPT-2 papers count them: position embeddings left out."""
-        return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
+        return sum(p.numel() for p in self.parameters()) - (self.wpe.weight.numel() if self.wpe else 0)
 
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one token, forward and backward (PaLM, appendix B)."""
@@ -239,17 +279,26 @@ class GPT(nn.Module):
 
         With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats a token, a scalar.
         Without: logits (B, 1, V) of the last position only, and None.
-        With a cache, idx continues what the cache holds. Raises ValueError past block_size.
+        With a cache, idx continues what the cache holds. Raises ValueError past block_size, where one token
+        at a time goes on with rotary positions.
         """
         past = 0 if cache is None else cache.length
-        T = idx.size(1)
-        if past + T > self.config.block_size:
-            raise ValueError(f"{past + T} positions are more than block_size={self.config.block_size}")
-        static = cache is not None and cache.position is not None
-        positions = self.wpe(cache.position) if static else self.wpe.weight[past : past + T]
-        x = self.dropout(self.wte(idx) + positions)  # (B, T, C)
+        T, block_size = idx.size(1), self.config.block_size
+        if past + T > block_size and (T > 1 or self.wpe):
+            raise ValueError(f"{past + T} positions are more than block_size={block_size}")
+        pos = torch.arange(past, past + T, device=idx.device)
+        if cache is not None and cache.position is not None:
+            pos = cache.position
+        if self.wpe:
+            x, turn = self.wte(idx) + self.wpe(pos), None  # (B, T, C)
+        else:
+            x = F.layer_norm(self.wte(idx), (self.config.n_embd,))
+            half = self.config.n_embd // self.config.n_head // 2
+            speed = 10000.0 ** (-torch.arange(half, device=idx.device) / half)  # radians a position
+            turn = (pos[:, None] * speed).cos(), (pos[:, None] * speed).sin()
+        x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, cache)
+            x = block(x, turn, cache)
         if cache is not None:
             cache.length += T
         x = self.ln_f(x)
@@ -275,8 +324,9 @@ class GPT(nn.Module):
 
         temperature 0 always takes the likeliest token. Row n draws one uniform number a token from the
         stream addressed by (seed, first_row + n), so it does not depend on how many rows there are.
-        When the cache is full (block_size positions), the most recent half of the context is read again
-        and decoding goes on from there: a token sees block_size / 2 to block_size tokens before it.
+        When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
+        one; with learned positions, the most recent half of the context is read again and decoding goes on
+        from there: a token then sees block_size / 2 to block_size tokens before it.
         """
         B, T = idx.shape
         block_size = self.config.block_size
@@ -293,7 +343,7 @@ class GPT(nn.Module):
             yield token
             text[:, T + i] = token[:, 0]
             unread = token  # decode
-            if cache.length == block_size:
+            if cache.length == block_size and self.wpe:
                 cache.length = 0
                 unread = text[:, : T + i + 1][:, -max(1, block_size // 2) :]
 
@@ -310,9 +360,9 @@ class StaticStep:
 
     def __init__(self, model: GPT, cache: KVCache):
         self.model, self.cache, self.graph = model, cache, None
-        device = cache.kv[0].device
+        device = cache.k[0].device
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.token = torch.zeros(cache.kv[0].size(1), 1, dtype=torch.long, device=device)
+        self.token = torch.zeros(cache.k[0].size(0), 1, dtype=torch.long, device=device)
         if device.type == "cuda":
             aside = (
                 torch.cuda.Stream()

@@ -11,6 +11,7 @@ The same command run again continues where the run was stopped.
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 import time
@@ -39,6 +40,7 @@ class Settings:
     init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
+    arch: str = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
     n_layer: int = 6  # blocks; more are slower and need more text
     n_head: int = 6  # attention heads in each block; 64 channels a head is usual
     n_embd: int = 384  # channels; a multiple of n_head
@@ -53,6 +55,7 @@ class Settings:
     min_lr: float = 1e-4  # the lowest, at lr_decay_iters; a tenth of learning_rate is usual
     warmup_iters: int = 100  # iterations of rising learning rate; more when the loss jumps at the start
     lr_decay_iters: int = 5000  # iteration at which the cosine reaches min_lr; usually max_iters
+    optimizer: str = "adamw"  # adamw; or muon for the matrices of the blocks, which learns faster
     weight_decay: float = 0.1  # pull of the matrices towards zero; raise it against overfitting
     beta1: float = 0.9  # AdamW: memory of the gradient
     beta2: float = 0.99  # AdamW: memory of its square; 0.95 for batches of a million tokens
@@ -82,6 +85,7 @@ class Settings:
         choices = {
             "init_from": ("auto", "resume", "scratch"),
             "dtype": DTYPES,
+            "optimizer": ("adamw", "muon"),
         }
         for name, values in choices.items():
             if getattr(self, name) not in values:
@@ -89,7 +93,7 @@ class Settings:
         self.model_config(vocab_size=1)
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+        names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "arch")
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
 
 
@@ -142,19 +146,26 @@ def learning_rate_at(settings: Settings, iteration: int) -> float:
     return s.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (s.learning_rate - s.min_lr)
 
 
-def make_optimizer(model: GPT, settings: Settings, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW that decays the matrices and leaves norms and biases alone."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        fused=device.type in ("cuda", "cpu"),
-    )
+def make_optimizers(model: GPT, settings: Settings, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW, which decays the matrices and leaves norms and biases alone; for optimizer=muon, Muon beside it.
+
+    Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) takes the matrices of the blocks. Its steps
+    are scaled to be as large as AdamW's, so that both go by one learning rate (Liu et al., 2025,
+    arXiv:2502.16982).
+    """
+    s = settings
+    muon = [p for p in model.blocks.parameters() if p.dim() == 2 and s.optimizer == "muon"]
+    rest = [p for p in model.parameters() if all(p is not m for m in muon)]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": s.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cuda", "cpu")
+    optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=fused)]
+    if muon:
+        how = dict(weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(torch.optim.Muon(muon, lr=s.learning_rate, **how))
+    return optimizers
 
 
 def compiled(model: GPT, settings: Settings, machine: Machine, say):
@@ -181,16 +192,17 @@ def compiled(model: GPT, settings: Settings, machine: Machine, say):
 
 
 def saved_run(settings: Settings, meta: dict) -> dict | None:
-    """What last.pt holds, when this run continues it. Raises ValueError when it is of another run."""
+    """What last.pt holds, when this run continues it. Raises ValueError when it is another run's."""
     path = Path(settings.out_dir) / "last.pt"
-    if settings.init_from == "scratch":
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # a process of this very run died
+    if settings.init_from == "scratch" and not again:
         return None
     if not path.exists():
         if settings.init_from == "resume":
             raise ValueError(f"there is nothing to resume: {path} is missing; leave --init_from out to start")
         return None
     state = checkpoint.load(path)
-    if not {"next_iteration", "best_val_loss", "optimizer", "scaler"} <= state.keys():
+    if not {"next_iteration", "best_val_loss", "optimizers", "scaler"} <= state.keys():
         raise ValueError(f"{path} holds no training state; --init_from=scratch starts over and keeps it")
     saved = state.get("settings", {})
     other = [
@@ -227,18 +239,24 @@ def train(settings: Settings) -> dict:
     holds the last good state.
     """
     machine = training_machine(settings.device, settings.dtype)
+    if settings.batch_size % machine.world:
+        raise ValueError(f"batch_size={settings.batch_size} cannot be split among {machine.world} processes")
+    data = load_data(settings.dataset, settings.block_size, machine)
+    out = Path(settings.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with checkpoint.lock(out) if machine.rank == 0 else contextlib.nullcontext():
+        return train_alone(settings, machine, data, out)
+
+
+def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) -> dict:
+    """The run itself, with nothing else writing to `out`."""
     device, rank, world = machine.device, machine.rank, machine.world
-    if settings.batch_size % world:
-        raise ValueError(f"batch_size={settings.batch_size} cannot be split among {world} processes")
+    train_split, val_split, meta = data
+    hear = "python sample.py" + ("" if settings.out_dir == "model" else f" --out_dir={settings.out_dir}")
 
     def say(text: str):
         if rank == 0:
             print(text, flush=True)
-
-    train_split, val_split, meta = load_data(settings.dataset, settings.block_size, machine)
-    out = Path(settings.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    hear = "python sample.py" + ("" if settings.out_dir == "model" else f" --out_dir={settings.out_dir}")
 
     # the model, new or as it was saved
     state = saved_run(settings, meta) if rank == 0 else None
@@ -257,12 +275,13 @@ def train(settings: Settings) -> dict:
             say("to train it further, give a larger --max_iters; to start over, --init_from=scratch")
             return {"iteration": start, "val_loss": best, "best_val_loss": best, "signal": 0}
     model.to(device)
-    optimizer = make_optimizer(model, settings, device)
+    optimizers = make_optimizers(model, settings, device)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:  # the device may be another one now
-            group["fused"] = optimizer.defaults["fused"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for group in optimizers[0].param_groups:  # AdamW's; the device may be another one now
+            group["fused"] = optimizers[0].defaults["fused"]
         if scaler.is_enabled() and state["scaler"]:  # empty when the run was not in float16 until now
             scaler.load_state_dict(state["scaler"])
     elif rank == 0 and (kept := checkpoint.set_aside(out)):
@@ -314,7 +333,7 @@ def train(settings: Settings) -> dict:
             next_iteration=next_iteration,
             best_val_loss=best,
             data_sha256=meta["sha256"],
-            optimizer=optimizer.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in optimizers],
             scaler=scaler.state_dict(),
         )
 
@@ -349,8 +368,9 @@ def train(settings: Settings) -> dict:
 
             # one update; what is dropped follows from (seed, iteration, rank) alone
             lr = learning_rate_at(settings, i)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
             torch.manual_seed(seed_at(settings.seed, "dropout", i, rank))
             loss = torch.zeros((), device=device)
             for step, (x, y) in enumerate(draw_batches(train_split, settings, i, machine), start=1):
@@ -361,12 +381,14 @@ def train(settings: Settings) -> dict:
                         part = trained(x, y)[1] / settings.gradient_accumulation_steps
                     scaler.scale(part).backward()
                 loss += part.detach()
-            if settings.grad_clip:
+            for optimizer in optimizers:
                 scaler.unscale_(optimizer)
+            if settings.grad_clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-            scaler.step(optimizer)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
             scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             i += 1
             since_line += 1
 

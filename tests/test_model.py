@@ -50,6 +50,39 @@ def reference_logits(gpt, idx):
     return norm(x, "ln_f") @ w["wte.weight"].T
 
 
+def modern_reference_logits(gpt, idx):
+    """The modern architecture written out for any length: attention to the last block_size positions."""
+    w, c = dict(gpt.named_parameters()), gpt.config
+
+    def norm(x):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+    T, D = idx.size(1), c.n_embd // c.n_head
+    angles = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(D // 2) / (D // 2))
+    turn = torch.polar(torch.ones_like(angles), angles)
+
+    def turned(x):
+        pairs = torch.complex(x[..., : D // 2], x[..., D // 2 :]) * turn
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    seen = torch.ones(T, T).tril() - torch.ones(T, T).tril(-c.block_size)
+    x = norm(w["wte.weight"][idx])
+    for i in range(c.n_layer):
+        b = f"blocks.{i}"
+        q, k, v = (norm(x) @ w[f"{b}.attn.c_attn.weight"].T).split(c.n_embd, -1)
+        heads = []
+        for h in range(c.n_head):
+            s = slice(h * D, (h + 1) * D)
+            scores = turned(norm(q[..., s])) @ turned(norm(k[..., s])).transpose(1, 2) / math.sqrt(D)
+            heads.append(torch.softmax(scores.masked_fill(seen == 0, -math.inf), -1) @ v[..., s])
+        x = x + torch.cat(heads, -1) @ w[f"{b}.attn.c_proj.weight"].T
+        x = x + (norm(x) @ w[f"{b}.mlp.c_fc.weight"].T).clamp(min=0) ** 2 @ w[f"{b}.mlp.c_proj.weight"].T
+    return norm(x) @ w["wte.weight"].T
+
+
+ARCHITECTURES = [dict(bias=False), dict(bias=True), dict(arch="modern")]
+
+
 def test_the_default_model_has_the_ordered_size():
     gpt = GPT(GPTConfig())
     assert f"{gpt.num_params() / 1e6:.2f}M" == "10.65M"
@@ -68,12 +101,12 @@ def test_initialisation_is_gpt2s():
     )  # as good as guessing
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", ARCHITECTURES)
 @pytest.mark.parametrize("training", [False, True])
-def test_logits_and_gradients_equal_a_plain_reference(bias, training):
-    gpt, idx, targets = model(bias=bias).train(training), tokens(3, 16), tokens(3, 16, seed=2)
+def test_logits_and_gradients_equal_a_plain_reference(shape, training):
+    gpt, idx, targets = model(**shape).train(training), tokens(3, 16), tokens(3, 16, seed=2)
     logits, loss = gpt(idx, targets)
-    expected = reference_logits(gpt, idx)
+    expected = modern_reference_logits(gpt, idx) if "arch" in shape else reference_logits(gpt, idx)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     expected_loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten())
     names, parameters = zip(*gpt.named_parameters(), strict=True)
@@ -86,12 +119,14 @@ def test_logits_and_gradients_equal_a_plain_reference(bias, training):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_bfloat16_training_agrees_with_float32_within_its_rounding():
-    gpt, idx, targets = (
-        GPT(GPTConfig(dropout=0.0)).train(),
-        torch.randint(65, (4, 256)),
-        torch.randint(65, (4, 256)),
-    )
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_bfloat16_training_agrees_with_float32_within_its_rounding(arch):
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(dropout=0.0, arch=arch)).train()
+    for block in gpt.blocks:  # zero at the start of a modern model
+        torch.nn.init.normal_(block.attn.c_proj.weight, std=0.02)
+        torch.nn.init.normal_(block.mlp.c_proj.weight, std=0.02)
+    idx, targets = torch.randint(65, (4, 256)), torch.randint(65, (4, 256))
     exact = gpt(idx, targets)[1]
     with torch.autocast("cpu", torch.bfloat16):
         rounded = gpt(idx, targets)[1]
@@ -128,10 +163,10 @@ def test_dropout_is_on_embeddings_attention_and_residuals_and_passes_gradients()
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.booleans())
-def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, bias):
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from(ARCHITECTURES))
+def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, shape):
     pieces = [n for i, n in enumerate(pieces) if sum(pieces[: i + 1]) <= TINY.block_size]
-    gpt, idx = model(bias=bias), tokens(2, sum(pieces))
+    gpt, idx = model(**shape), tokens(2, sum(pieces))
     with torch.no_grad():
         whole = gpt(idx, idx)[0]
         cache, end = KVCache(gpt.config, 2), 0
@@ -142,8 +177,9 @@ def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, bias):
     assert cache.length == end
 
 
-def test_a_position_never_sees_what_comes_after_it():
-    gpt, idx = model(), tokens(1, 16)
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_a_position_never_sees_what_comes_after_it(arch):
+    gpt, idx = model(arch=arch), tokens(1, 16)
     changed = idx.clone()
     changed[0, 10] = (changed[0, 10] + 1) % TINY.vocab_size
     for training in (False, True):
@@ -172,9 +208,18 @@ def test_past_block_size_the_recent_half_is_read_again(prompt):
     assert torch.equal(cached, text)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_model_gives_the_same_logits_and_text(bias):
-    gpt, idx = model(bias=bias), tokens(3, 16)
+@pytest.mark.parametrize("prompt", [1, 15, 16])
+def test_past_block_size_rotary_positions_slide(prompt):
+    gpt, text = model(arch="modern"), tokens(2, prompt)
+    slid = gpt.generate(text, 40, temperature=0)
+    for _ in range(40):
+        text = torch.cat([text, modern_reference_logits(gpt, text)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(slid, text)
+
+
+@pytest.mark.parametrize("shape", ARCHITECTURES)
+def test_a_packed_model_gives_the_same_logits_and_text(shape):
+    gpt, idx = model(**shape), tokens(3, 16)
     logits, text = gpt(idx, idx)[0], gpt.generate(idx[:, :4], 40, temperature=0)
     gpt.pack(torch.float32)
     torch.testing.assert_close(gpt(idx, idx)[0], logits, rtol=1e-4, atol=1e-5)
@@ -190,17 +235,18 @@ def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
     assert 0 < error <= 2 * (rounded - exact).abs().max()
 
 
-def test_a_step_of_fixed_shapes_decodes_as_any_other():
-    gpt, idx = model(), tokens(3, 12)
+@pytest.mark.parametrize("arch, end", [("gpt2", 16), ("modern", 24)])
+def test_a_step_of_fixed_shapes_decodes_as_any_other(arch, end):
+    gpt, idx = model(arch=arch), tokens(3, end)
     with torch.no_grad():
         caches = [KVCache(gpt.config, 3), KVCache(gpt.config, 3)]
         step = StaticStep(gpt, caches[1])
         for cache in caches:
             gpt(idx[:, :5], cache=cache)
-        for n in range(5, 12):
+        for n in range(5, end):
             expected, _ = gpt(idx[:, n : n + 1], cache=caches[0])
             torch.testing.assert_close(step(idx[:, n : n + 1]), expected)
-    assert caches[0].length == caches[1].length == 12
+    assert caches[0].length == caches[1].length == end
 
 
 def test_a_block_of_one_token_still_writes():
@@ -249,6 +295,7 @@ def test_the_largest_uniform_number_still_picks_a_token_that_takes_part():
     (dict(n_embd=380, n_head=6), "n_embd=380 is not divisible by n_head=6; try n_embd=384"),
     (dict(n_layer=0), "n_layer=0"), (dict(block_size=-1), "block_size=-1"), (dict(vocab_size=1.5), "vocab"),
     (dict(dropout=1.0), "dropout=1.0"), (dict(dropout=-0.1), "dropout"), (dict(dropout=math.nan), "dropout"),
+    (dict(arch="gpt3"), "arch='gpt3'"), (dict(arch="modern", n_embd=6, n_head=2), "try n_embd=8"),
     (dict(bias=3), "bias"), (dict(n_head=True), "n_head"),
 ])  # fmt: skip
 def test_an_impossible_shape_is_refused_by_name(changes, words):
@@ -274,8 +321,9 @@ def test_random_streams_follow_from_their_address_alone():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_the_cpu_s_logits_and_greedy_text():
-    gpt, idx = model(), tokens(3, 16)
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_cuda_gives_the_cpu_s_logits_and_greedy_text(arch):
+    gpt, idx = model(arch=arch), tokens(3, 16)
     here, greedy = gpt(idx, idx)[0], gpt.generate(idx[:, :4], 40, temperature=0)
     gpt.cuda()
     torch.testing.assert_close(gpt(idx.cuda(), idx.cuda())[0].cpu(), here, rtol=1e-3, atol=1e-3)

@@ -102,9 +102,11 @@ def test_the_best_model_is_kept_when_the_loss_rises_again(train):
     assert best["iteration"] == min(by_iteration, key=by_iteration.get)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_resumed_run_equals_unbroken_run(train, dtype):
-    how = dict(dtype=dtype, dropout=0.2, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("dtype, arch, optimizer", [
+    ("float32", "gpt2", "adamw"), ("bfloat16", "modern", "muon"), ("float16", "gpt2", "muon"),
+])  # fmt: skip
+def test_resumed_run_equals_unbroken_run(train, dtype, arch, optimizer):
+    how = dict(dtype=dtype, arch=arch, optimizer=optimizer, dropout=0.2, gradient_accumulation_steps=2)
     if dtype == "float16":  # slow on a CPU
         how |= dict(n_layer=1, n_embd=16, block_size=16, batch_size=2, eval_iters=1, n_head=1)
     train(out_dir="whole", **how)
@@ -150,6 +152,28 @@ def test_a_signal_during_an_evaluation_is_heard_there(train, corpus, monkeypatch
     assert equal(weights("whole"), weights("m"))
 
 
+def training(corpus, **settings):
+    """Start a training on the small corpus in a process of its own."""
+    script = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return start(corpus, "-c", script, *flags(**settings), env=environ, stdout=subprocess.DEVNULL)
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(call, corpus):
+    settings = dict(**SMALL, eval_interval=10, log_interval=1, save_minutes=0, out_dir="killed")
+    first = training(corpus, **settings, max_iters=1_000_000)
+    while first.poll() is None and saved_iteration() < 1:
+        time.sleep(0.01)
+    status, _, err = call("train_drama.py", *flags(**settings, max_iters=20))
+    assert status == 2 and err.count("\n") == 1 and "another training is writing to killed" in err
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    end = saved_iteration() + 3
+    status, out, err = call("train_drama.py", *flags(**settings, max_iters=end))
+    assert (status, err) == (0, "") and "continuing at iteration" in out
+
+
 def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
     settings = {
         **SMALL,
@@ -160,13 +184,9 @@ def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
         "log_interval": 1,
     }
     train(**{**settings, "out_dir": "whole"})
-    script = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
-    command = ["-c", script, *flags(**settings, out_dir="killed")]
     kills = 0
     for wait in (0, 0.3, 0.8):
-        process = start(
-            corpus, *command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-        )
+        process = training(corpus, **settings, out_dir="killed")
         before = saved_iteration()
         while process.poll() is None and saved_iteration() <= before:
             time.sleep(0.01)
@@ -179,7 +199,7 @@ def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
     train(**{**settings, "out_dir": "killed"})
     assert equal(weights("whole"), weights("killed")) and losses("whole") == losses("killed")
     assert equal(weights("whole", "ckpt.pt"), weights("killed", "ckpt.pt"))
-    assert sorted(os.listdir("killed")) == ["ckpt.pt", "last.pt", "log.csv"]
+    assert sorted(os.listdir("killed")) == [".lock", "ckpt.pt", "last.pt", "log.csv"]
 
 
 def saved_iteration():
@@ -278,15 +298,23 @@ def test_the_learning_rate_rises_falls_and_stays(corpus):
     assert learning_rate_at(Settings(warmup_iters=0, lr_decay_iters=0), 0) == 1e-4
 
 
-def test_only_matrices_decay():
-    model = train_drama.GPT(
-        Settings(bias=True, **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")}).model_config(9)
-    )
-    optimizer = train_drama.make_optimizer(model, Settings(weight_decay=0.3), torch.device("cpu"))
-    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert {decay[id(p)] for p in model.parameters() if p.dim() == 2} == {0.3}
-    assert {decay[id(p)] for p in model.parameters() if p.dim() == 1} == {0.0}
-    assert len(decay) == len(list(model.parameters()))
+@pytest.mark.parametrize("arch, optimizer", [("gpt2", "adamw"), ("gpt2", "muon"), ("modern", "muon")])
+def test_only_matrices_decay_and_muon_takes_those_of_the_blocks(arch, optimizer):
+    settings = Settings(
+        bias=True, weight_decay=0.3, arch=arch, optimizer=optimizer,
+        **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")},
+    )  # fmt: skip
+    model = train_drama.GPT(settings.model_config(9))
+    optimizers = train_drama.make_optimizers(model, settings, torch.device("cpu"))
+    decay = {}
+    for o in optimizers:
+        decay |= {id(p): (type(o), g["weight_decay"]) for g in o.param_groups for p in g["params"]}
+    assert len(decay) == sum(len(g["params"]) for o in optimizers for g in o.param_groups)  # each once
+    for name, p in model.named_parameters():
+        muon = optimizer == "muon" and "blocks" in name and p.dim() == 2
+        kind = torch.optim.Muon if muon else torch.optim.AdamW
+        assert decay.pop(id(p)) == (kind, 0.3 if p.dim() == 2 else 0.0)
+    assert not decay
 
 
 def test_a_bounded_evaluation_sees_the_same_windows_each_time(train):
