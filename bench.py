@@ -1,7 +1,7 @@
 """Every speed in the README, measured here and now.
 
     python bench.py                            all of it: some ten minutes on 2 cores
-    python bench.py sample startup             some of train, eval, sample, prepare, startup
+    python bench.py sample startup             some of train, eval, sample, prepare, startup, changes
     python bench.py --against=../nanoGPT       beside a checkout of nanoGPT, in turns: about an hour
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
@@ -46,7 +46,7 @@ ROWS, CHARACTERS = 10, 500  # sample.py's default job
 
 @dataclass(frozen=True)
 class Settings:
-    """python bench.py [train] [eval] [sample] [prepare] [startup] [--name=value ...]"""
+    """python bench.py [train] [eval] [sample] [prepare] [startup] [changes] [--name=value ...]"""
 
     against: str = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
@@ -236,12 +236,31 @@ def bench_prepare(found: dict, folder: Path, nano: NanoGPT | None, settings: Set
     (folder / "written").unlink()
 
 
+# what makes it fast, and how to do without it
+CHANGES = {
+    "masks_of_bytes": "model.Dropout.forward = torch.nn.Dropout.forward",
+    "spelled_out_attention": "sdpa = torch.nn.functional.scaled_dot_product_attention; model.CausalSelfAttention"
+    ".attend_cpu = lambda self, q, k, v: sdpa(q, k, v, None, self.attn_dropout.p * self.training, True)",
+    "freed_memory_kept": "machine.keep_freed_memory = lambda: None",
+    "bfloat16": "sys.argv.append('--dtype=float32')",
+}
+
+
+def bench_changes(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """Training iterations on a CPU without each of the changes that make them fast, one at a time."""
+    for name, undo in CHANGES.items():
+        code = f"import sys, torch, machine, model, train_drama; {undo}; train_drama.run(train_drama.main)"
+        flags = ("--device=cpu", "--init_from=scratch", f"--out_dir={folder / 'changes'}", *FEW)
+        found[f"without_{name}_ms"] += python(ROOT, "-c", code, *flags).iteration_times()[1:]
+
+
 BENCHES = {
     "train": bench_train,
     "eval": bench_eval,
     "sample": bench_sample,
     "prepare": bench_prepare,
     "startup": bench_startup,
+    "changes": bench_changes,
 }
 
 
@@ -303,6 +322,7 @@ TABLE = (
     ("encode_mb_per_s", "prepare.py, characters", "MB/s", ""),
     ("encode_memory_mb", "  its peak memory", "MB", ""),
     ("train_memory_mb", "training, peak memory", "MB", "memory_ratio"),
+    *((f"without_{name}_ms", f"iteration, not {name.replace('_', ' ')}", "ms", "") for name in CHANGES),
 )
 
 
@@ -327,12 +347,12 @@ def report(found: dict):
             f"matrix products at {cell('matmul_tflops')} TFLOP/s, "
             f"memory read at {cell('memory_gb_per_s')} GB/s; medians of all rounds\n"
         )
-    print(f"{'':32}{'here':>10}{'limit':>10}{'nanoGPT':>10}{'ratio':>8}")
+    print(f"{'':40}{'here':>10}{'limit':>10}{'nanoGPT':>10}{'ratio':>8}")
     for name, label, unit, ratio in TABLE:
         if name in figures:
             label = f"{label}{', ' if unit else ''}{unit}"
             print(
-                f"{label:34}{cell(name):>8}{cell(f'limit_{name}'):>10}"
+                f"{label:42}{cell(name):>8}{cell(f'limit_{name}'):>10}"
                 f"{cell(f'nanogpt_{name}'):>10}{cell(ratio):>8}"
             )
     print(json.dumps({"machine": machine_name(), **{name: round(v, 4) for name, v in figures.items()}}))

@@ -3,7 +3,8 @@
 arch="gpt2" is GPT-2's (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"): learned
 positions, pre-norm blocks, GELU, one matrix for token embedding and output head. arch="modern" learns the
 same text in fewer iterations: rotary positions, normalised queries and keys, squared ReLU, norms without
-weights, residual projections that start at zero, and dropout everywhere but on attention.
+weights, an output head of its own, that and the residual projections zero at the start, and dropout
+everywhere but on attention.
 Pure tensors: nothing here reads a file or prints.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
@@ -244,9 +245,10 @@ class GPT(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False) if modern else None
         for name, p in self.named_parameters():
-            if name.endswith("bias") or (modern and name.endswith("c_proj.weight")):
-                nn.init.zeros_(p)  # modern: each block starts as the identity
+            if name.endswith("bias") or (modern and name.endswith(("c_proj.weight", "lm_head.weight"))):
+                nn.init.zeros_(p)  # modern: each block starts as the identity, every token as likely
             elif p.dim() == 2:
                 # GPT-2 section 2.3: residual projections start smaller, so that depth does not add up
                 residual = name.endswith("c_proj.weight")
@@ -262,16 +264,16 @@ class GPT(nn.Module):
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * c.block_size
 
     def head(self, x):
-        """Logits (..., V) of x (..., C), by the token embedding: Press & Wolf, 2017, arXiv:1608.05859."""
-        return F.linear(x, self.wte.weight)
+        """x (..., C) -> logits (..., V), in GPT-2 by the token embedding (Press & Wolf, arXiv:1608.05859)."""
+        return F.linear(x, (self.lm_head or self.wte).weight)
 
     def pack(self, dtype: torch.dtype):
         """Make the model ready to generate, with matrix products in dtype; it can no longer be trained."""
+        self.head = PackedLinear((self.lm_head or self.wte).weight, None, dtype).forward
         for module in list(self.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
-        self.head = PackedLinear(self.wte.weight, None, dtype).forward
         return self.eval()
 
     def forward(self, idx, targets=None, cache: KVCache | None = None):
