@@ -239,8 +239,9 @@ def bench_prepare(found: dict, folder: Path, nano: NanoGPT | None, settings: Set
 # what makes it fast, and how to do without it
 CHANGES = {
     "masks_of_bytes": "model.Dropout.forward = torch.nn.Dropout.forward",
-    "spelled_out_attention": "sdpa = torch.nn.functional.scaled_dot_product_attention; model.CausalSelfAttention"
-    ".attend_cpu = lambda self, q, k, v: sdpa(q, k, v, None, self.attn_dropout.p * self.training, True)",
+    "spelled_out_attention": "sdpa = torch.nn.functional.scaled_dot_product_attention; "
+    "model.CausalSelfAttention.attend_cpu = lambda self, q, k, v: "
+    "sdpa(q, k, v, None, self.attn_dropout.p * self.training, True)",
     "freed_memory_kept": "machine.keep_freed_memory = lambda: None",
     "bfloat16": "sys.argv.append('--dtype=float32')",
 }
