@@ -1,6 +1,6 @@
 """Every speed in the README, measured here and now.
 
-    python bench.py                            all of it: some ten minutes on 2 cores
+    python bench.py                            all of it: some twenty minutes on 2 cores
     python bench.py sample startup             some of train, eval, sample, prepare, startup, changes
     python bench.py --against=../nanoGPT       beside a checkout of nanoGPT, in turns: about an hour
 
@@ -30,7 +30,7 @@ import torch
 import prepare
 from configurator import configure, run
 from dataset import fixed_windows, load_data
-from machine import find_dtype, peak_flops, training_machine
+from machine import find_device, find_dtype, peak_flops, training_machine
 from model import GPT
 from train_drama import Settings as TrainSettings
 
@@ -50,7 +50,7 @@ class Settings:
 
     against: str = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
-    text_mb: int = 2000  # the text that prepare.py encodes; three times that is written to data/ for a while
+    text_mb: int = 2000  # the text that prepare.py encodes; three times that is in data/ for a while
 
     def __post_init__(self):
         if self.rounds < 1 or self.text_mb < 1:
@@ -64,7 +64,7 @@ class Settings:
 
 @dataclass
 class Run:
-    """A program that ran: seconds in all, its output lines with the second of each, peak memory in MB."""
+    """A program that ran: seconds in all, its lines with the second of each, peak MB of memory or 0."""
 
     seconds: float
     lines: list
@@ -83,17 +83,29 @@ def python(folder: Path, *command) -> Run:
             [sys.executable, "-u", *map(str, command)],
             cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
-        lines = [(time.perf_counter() - start, line) for line in process.stdout]
-        peak = 0
-        if hasattr(os, "wait4"):  # not on Windows
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if process.wait():
+        try:
+            lines, peak = [], 0
+            for line in process.stdout:
+                lines.append((time.perf_counter() - start, line))
+                peak = peak_memory(process.pid) or peak
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if status:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["without a word"])[-1]
             raise OSError(0, f"{' '.join(map(str, command))[:200]} failed: {last}")
         return Run(time.perf_counter() - start, lines, peak / 1e6)
+
+
+def peak_memory(pid: int) -> int:
+    """The most bytes of memory that a running process has held; 0 where the system is not Linux."""
+    try:
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+    except (OSError, TypeError):
+        return 0
 
 
 class NanoGPT:
@@ -115,16 +127,19 @@ class NanoGPT:
         chars = json.loads((prepare.DATA / "drama" / "meta.json").read_text("utf-8"))["tokenizer"]["chars"]
         meta = {"itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
         (self.data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(chars), **meta}))
-        # what its README tells a CPU user to give
-        self.cpu = () if torch.cuda.is_available() else ("--device=cpu",)
+        self.device = find_device("auto").type
 
     def train(self, place: Path, *flags) -> Run:
-        flags = (*self.cpu, *(("--compile=False",) if self.cpu else ()), *flags)
+        flags = (
+            f"--device={self.device}",
+            f"--compile={self.device == 'cuda'}",
+            *flags,
+        )  # as its README says
         config = "config/train_shakespeare_char.py"
         return python(place, "train.py", config, f"--dataset={self.data}", "--out_dir=out", *flags)
 
     def sample(self, *flags) -> Run:
-        return python(self.place, "sample.py", "--out_dir=out", *self.cpu, *flags)
+        return python(self.place, "sample.py", "--out_dir=out", f"--device={self.device}", *flags)
 
 
 def train(folder: Path, *flags) -> Run:
@@ -157,8 +172,9 @@ def bench_train(found: dict, folder: Path, nano: NanoGPT | None, settings: Setti
 
 
 def bench_eval(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
-    """Two exact evaluations, and the iterations between them."""
-    ours = train(folder / "eval", "--max_iters=3", "--eval_interval=5000", "--log_interval=1")
+    """Two exact evaluations, and the iterations between them; compiling would be timed with the first."""
+    flags = ("--max_iters=3", "--eval_interval=5000", "--log_interval=1", "--compile=false")
+    ours = train(folder / "eval", *flags)
     seconds = [
         at - before for (before, _), (at, line) in itertools.pairwise(ours.lines) if line.startswith("step")
     ]
@@ -168,24 +184,27 @@ def bench_eval(found: dict, folder: Path, nano: NanoGPT | None, settings: Settin
 
 
 DECODE = """
-import sys, time, torch, checkpoint, machine
-model, _ = checkpoint.build_model(checkpoint.load(sys.argv[1]), sys.argv[1])
+import sys, time, torch, checkpoint, generation, machine
 device = machine.find_device("auto")
-model.to(device).pack(machine.find_dtype("auto", device))
-for rows, characters in (10, 50), (10, 500), (1, 500):
-    start = time.perf_counter()
-    idx = torch.zeros(rows, 1, dtype=torch.long, device=device)
-    model.generate(idx, characters, temperature=0.8, top_k=200).cpu()
-    print(time.perf_counter() - start)
+for dtype in "auto", "float32":
+    model, _ = checkpoint.build_model(checkpoint.load(sys.argv[1]), sys.argv[1])
+    generation.pack(model.to(device), machine.find_dtype(dtype, device))
+    for rows, characters in (10, 50), (10, 500), (1, 500):
+        start = time.perf_counter()
+        idx = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        generation.generate(model, idx, characters, temperature=0.8, top_k=200).cpu()
+        print(time.perf_counter() - start)
 """
 
 
 def bench_sample(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
     """The default sampling job: decoding alone, one sample alone, and the whole process."""
     make_models(folder, nano)
-    _, (_, ten), (_, one) = python(ROOT, "-c", DECODE, folder / "model" / "ckpt.pt").lines
-    found["decode_s"].append(float(ten))
-    found["decode_one_s"].append(float(one))
+    lines = python(ROOT, "-c", DECODE, folder / "model" / "ckpt.pt").lines
+    names = (None, "decode_s", "decode_one_s", None, "decode_float32_s", "decode_one_float32_s")
+    for name, (_, seconds) in zip(names, lines, strict=True):
+        if name:  # the others are to warm up
+            found[name].append(float(seconds))
     found["process_s"].append(python(ROOT, "sample.py", f"--out_dir={folder / 'model'}").seconds)
     if nano:
         theirs = nano.sample()
@@ -224,6 +243,7 @@ def bench_prepare(found: dict, folder: Path, nano: NanoGPT | None, settings: Set
     ours = python(ROOT, "-c", ENCODE, text, folder)
     found["encode_mb_per_s"].append(text.stat().st_size / 1e6 / ours.seconds)
     found["encode_memory_mb"].append(ours.peak_mb)
+    shutil.rmtree(folder / "drama")
     # the same bytes written, and nothing else done
     start = time.perf_counter()
     with open(folder / "written", "wb") as f:
@@ -317,6 +337,8 @@ TABLE = (
     ("eval_iterations", "  in iterations", "", ""),
     ("decode_s", "decoding 10 x 500 characters", "s", "decode_ratio"),
     ("decode_one_s", "decoding 1 x 500 characters", "s", "decode_one_ratio"),
+    ("decode_float32_s", "  in float32", "s", ""),
+    ("decode_one_float32_s", "  one in float32", "s", ""),
     ("process_s", "sample.py, the whole process", "s", "process_ratio"),
     ("startup_s", "sample.py, one character", "s", ""),
     ("import_torch_s", "  import torch alone", "s", ""),
@@ -329,7 +351,7 @@ TABLE = (
 
 def report(found: dict):
     """Print the table, and the JSON line with every median and ratio."""
-    figures = {name: statistics.median(values) for name, values in found.items() if values}
+    figures = {name: statistics.median(values) for name, values in found.items() if values and any(values)}
     if "train_ms" in figures and "nanogpt_train_bf16_ms" in figures:
         figures["train_bf16_ms"] = figures["train_ms"]
     for name, _, _, ratio in TABLE:
@@ -361,18 +383,24 @@ def report(found: dict):
 
 def main():
     wanted = [name for name in sys.argv[1:] if name in BENCHES]
+    unknown = [word for word in sys.argv[1:] if word.isalpha() and word not in BENCHES]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is none of {', '.join(BENCHES)}")
     settings = configure(Settings, [word for word in sys.argv[1:] if word not in BENCHES])
     load_data("drama", 256, training_machine("cpu", "float32"))  # fetched when it is not there
     found = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=prepare.DATA, prefix="bench-") as folder:
         folder = Path(folder)
         nano = NanoGPT(Path(settings.against), folder) if settings.against else None
-        for name in wanted or BENCHES:
-            for n in range(settings.rounds):
-                print(f"{name}, round {n + 1} of {settings.rounds}", flush=True)
-                BENCHES[name](found, folder, nano, settings)
-        limits(found)
-    report(found)
+        try:
+            for name in wanted or BENCHES:
+                for n in range(settings.rounds):
+                    print(f"{name}, round {n + 1} of {settings.rounds}", flush=True)
+                    BENCHES[name](found, folder, nano, settings)
+            limits(found)
+        finally:  # what was measured until something failed
+            if found:
+                report(found)
 
 
 if __name__ == "__main__":

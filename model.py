@@ -1,4 +1,4 @@
-"""The GPT: its layers in the order data meets them, its loss, and generation with a key/value cache.
+"""The GPT: its layers in the order data meets them, and its loss.
 
 arch="gpt2" is GPT-2's (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"): learned
 positions, pre-norm blocks, GELU, one matrix for token embedding and output head. arch="modern" learns the
@@ -10,7 +10,6 @@ Pure tensors: nothing here reads a file or prints.
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
 """
 
-import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -67,35 +66,6 @@ class GPTConfig:
             )
 
 
-class KVCache:
-    """Keys and values of every layer for up to block_size positions, allocated once.
-
-    `length` is how many positions were read; setting it to 0 empties the cache. A full cache forgets its
-    oldest position for each new one. With `position`, a tensor (1,) with the new token's position, all
-    block_size positions are returned, so that no shape ever changes.
-    """
-
-    def __init__(self, config: GPTConfig, batch: int, device=None, dtype=None):
-        shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.block_size = config.block_size
-        self.length = 0
-        self.position = None
-
-    def append(self, layer: int, k, v):
-        """Store k, v (B, H, T, D) in `layer`; return all that it holds, (B, H, length + T or less, D)."""
-        T = k.size(2)
-        kept = []
-        for held, new in ((self.k[layer], k), (self.v[layer], v)):
-            if self.position is not None:
-                kept.append(held.index_copy_(2, self.position % self.block_size, new.to(held.dtype)))
-            else:
-                held.narrow(2, self.length % self.block_size, T).copy_(new)
-                kept.append(held.narrow(2, 0, min(self.length + T, self.block_size)))
-        return kept
-
-
 def rotate(x, turn):
     """Turn pairs of channels of x (..., T, D) by their position's angle (Su et al., 2021, arXiv:2104.09864).
 
@@ -124,33 +94,6 @@ class Dropout(nn.Dropout):
         return x * mask.ge_(dropped).mul_(256 / (256 - dropped))
 
 
-class PackedLinear(nn.Module):
-    """A linear layer to generate with: x (..., in) -> (..., out) in `dtype`, as autocast would have it.
-
-    On a CPU its weight is laid out once as oneDNN reads it, and not again at every token: for a few rows
-    that is twice as fast. Where oneDNN cannot do it (other processors), it is an ordinary linear layer.
-    """
-
-    def __init__(self, weight, bias, dtype: torch.dtype):
-        super().__init__()
-        self.dtype = dtype
-        self.weight = weight.detach().to(dtype)
-        self.bias = None if bias is None else bias.detach().to(dtype)
-        self.product = F.linear
-        if weight.device.type == "cpu":
-            with contextlib.suppress(RuntimeError, AttributeError):
-                packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-                self.packed_product(self.weight[:1], packed, self.bias)
-                self.weight, self.product = packed, self.packed_product
-
-    @staticmethod
-    def packed_product(x, weight, bias):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    def forward(self, x):
-        return self.product(x.to(self.dtype), self.weight, self.bias)
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -160,7 +103,7 @@ class CausalSelfAttention(nn.Module):
         self.attn_dropout = Dropout(config.dropout if config.arch == "gpt2" else 0.0)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x, turn=None, cache: KVCache | None = None):
+    def forward(self, x, turn=None, cache=None):
         B, T, C = x.shape
         D = C // self.n_head
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)
@@ -230,7 +173,7 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, turn=None, cache: KVCache | None = None):
+    def forward(self, x, turn=None, cache=None):
         x = x + self.attn(self.ln_1(x), turn, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -261,28 +204,20 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one token, forward and backward (PaLM, appendix B)."""
         c = self.config
-        return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * c.block_size
+        multiplied = self.num_params() - (self.wte.weight.numel() if self.lm_head else 0)
+        return 6 * multiplied + 12 * c.n_layer * c.n_embd * c.block_size
 
     def head(self, x):
         """x (..., C) -> logits (..., V), in GPT-2 by the token embedding (Press & Wolf, arXiv:1608.05859)."""
         return F.linear(x, (self.lm_head or self.wte).weight)
 
-    def pack(self, dtype: torch.dtype):
-        """Make the model ready to generate, with matrix products in dtype; it can no longer be trained."""
-        self.head = PackedLinear((self.lm_head or self.wte).weight, None, dtype).forward
-        for module in list(self.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
-        return self.eval()
-
-    def forward(self, idx, targets=None, cache: KVCache | None = None):
+    def forward(self, idx, targets=None, cache=None):
         """idx (B, T) token ids -> (logits, loss).
 
         With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats a token, a scalar.
         Without: logits (B, 1, V) of the last position only, and None.
-        With a cache, idx continues what the cache holds. Raises ValueError past block_size, where one token
-        at a time goes on with rotary positions.
+        With a cache (generation.KVCache), idx continues what the cache holds. Raises ValueError past
+        block_size, where one token at a time goes on with rotary positions.
         """
         past = 0 if cache is None else cache.length
         T, block_size = idx.size(1), self.config.block_size
@@ -310,109 +245,3 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-    @torch.no_grad()
-    def stream(
-        self,
-        idx,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        seed: int = 1337,
-        first_row: int = 0,
-    ):
-        """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
-
-        temperature 0 always takes the likeliest token. Row n draws one uniform number a token from the
-        stream addressed by (seed, first_row + n), so it does not depend on how many rows there are.
-        When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
-        one; with learned positions, the most recent half of the context is read again and decoding goes on
-        from there: a token then sees block_size / 2 to block_size tokens before it.
-        """
-        B, T = idx.shape
-        block_size = self.config.block_size
-        uniforms = torch.stack(
-            [torch.rand(max_new_tokens, generator=random_stream(seed, first_row + n)) for n in range(B)]
-        ).to(idx.device)
-        text = torch.cat([idx, idx.new_empty(B, max_new_tokens)], dim=1)
-        cache = KVCache(self.config, B, idx.device, self.wte.weight.dtype)
-        unread = idx[:, -block_size:]  # prefill
-        decode = StaticStep(self, cache) if idx.is_cuda else lambda token: self(token, cache=cache)[0]
-        for i in range(max_new_tokens):
-            logits = decode(unread) if cache.length else self(unread, cache=cache)[0]
-            token = pick(logits[:, -1], uniforms[:, i], temperature, top_k, top_p)
-            yield token
-            text[:, T + i] = token[:, 0]
-            unread = token  # decode
-            if cache.length == block_size and self.wpe:
-                cache.length = 0
-                unread = text[:, : T + i + 1][:, -max(1, block_size // 2) :]
-
-    def generate(self, idx, max_new_tokens: int, **how):
-        """idx (B, T) and the max_new_tokens that `stream` continues it with, (B, T + max_new_tokens)."""
-        return torch.cat([idx, *self.stream(idx, max_new_tokens, **how)], dim=1)
-
-
-class StaticStep:
-    """Decoding of one token as a function of tensors whose shapes and places never change.
-
-    On CUDA it is captured once as a graph and replayed, which takes one launch instead of some 200.
-    """
-
-    def __init__(self, model: GPT, cache: KVCache):
-        self.model, self.cache, self.graph = model, cache, None
-        device = cache.k[0].device
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.token = torch.zeros(cache.k[0].size(0), 1, dtype=torch.long, device=device)
-        if device.type == "cuda":
-            aside = (
-                torch.cuda.Stream()
-            )  # as CUDA graphs ask: run once elsewhere, so that libraries are set up
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self.run()
-            torch.cuda.current_stream().wait_stream(aside)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.logits = self.run()
-
-    def run(self):
-        length, self.cache.position = self.cache.length, self.position
-        logits, _ = self.model(self.token, cache=self.cache)
-        self.cache.length, self.cache.position = length, None
-        return logits
-
-    def __call__(self, token):
-        """The logits (B, 1, V) after token (B, 1), which is added to the cache."""
-        self.token.copy_(token)
-        self.position.fill_(self.cache.length)
-        if self.graph is None:
-            self.logits = self.run()
-        else:
-            self.graph.replay()
-        self.cache.length += 1
-        return self.logits
-
-
-def pick(logits, u, temperature: float, top_k: int | None, top_p: float):
-    """The token, (B, 1), at which the cumulative distribution of logits (B, V) passes u (B,), in [0, 1).
-
-    Only the top_k likeliest tokens take part, and of those the fewest whose probabilities reach
-    top_p (Holtzman et al., 2020, arXiv:1904.09751).
-    """
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    V = logits.size(-1)
-    logits = (logits.float() - logits.amax(-1, keepdim=True)) / temperature  # 0 at most: never infinite
-    if top_p == 1 and (top_k or V) >= V:
-        reached = logits.softmax(-1).cumsum(-1)
-        return torch.searchsorted(reached, u[:, None] * reached[:, -1:], right=True).clamp(max=V - 1)
-    logits, ids = torch.topk(logits, min(top_k or V, V))  # likeliest first
-    probs = logits.softmax(-1)
-    reached = probs.cumsum(-1)
-    kept = reached - probs < top_p  # a prefix
-    kept[:, 0] = True
-    total = (probs * kept).sum(-1, keepdim=True)
-    choice = torch.searchsorted(reached, u[:, None] * total, right=True)
-    return ids.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))

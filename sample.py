@@ -12,6 +12,7 @@ import torch
 
 import checkpoint
 from configurator import configure, run
+from generation import generate, pack, stream
 from machine import DTYPES, find_device, find_dtype
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
@@ -80,7 +81,7 @@ def sample(settings: Settings):
     prompt = read_prompt(settings.start)
     model, tok = checkpoint.build_model(checkpoint.load(path), path)
     device = find_device(settings.device)
-    model.to(device).pack(find_dtype(settings.dtype, device))
+    pack(model.to(device), find_dtype(settings.dtype, device))
     ids = torch.from_numpy(tok.encode(prompt).astype("int64"))
     how = dict(
         temperature=settings.temperature,
@@ -91,14 +92,14 @@ def sample(settings: Settings):
     live = settings.num_samples == 1 and sys.stdout.isatty()
     if live:
         print(prompt, end="", flush=True)
-        for token in model.stream(ids.to(device)[None], settings.max_new_tokens, **how):
+        for token in stream(model, ids.to(device)[None], settings.max_new_tokens, **how):
             print(tok.decode(token[0].tolist()), end="", flush=True)
         print("\n---------------")
         return
     for first in range(0, settings.num_samples, BATCH):
         rows = min(BATCH, settings.num_samples - first)
         batch = ids.to(device).expand(rows, -1)
-        for row in model.generate(batch, settings.max_new_tokens, first_row=first, **how).tolist():
+        for row in generate(model, batch, settings.max_new_tokens, first_row=first, **how).tolist():
             print(prompt + tok.decode(row[len(ids) :]))
             print("---------------", flush=True)
 

@@ -194,16 +194,18 @@ def compiled(model: GPT, settings: Settings, machine: Machine, say):
 def saved_run(settings: Settings, meta: dict) -> dict | None:
     """What last.pt holds, when this run continues it. Raises ValueError when it is another run's."""
     path = Path(settings.out_dir) / "last.pt"
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # a process of this very run died
-    if settings.init_from == "scratch" and not again:
+    scratch = settings.init_from == "scratch"
+    if scratch and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         return None
     if not path.exists():
         if settings.init_from == "resume":
             raise ValueError(f"there is nothing to resume: {path} is missing; leave --init_from out to start")
         return None
     state = checkpoint.load(path)
+    if scratch and state.get("launch") != launch():  # a process died, but before it had saved anything
+        return None
     if not {"next_iteration", "best_val_loss", "optimizers", "scaler"} <= state.keys():
-        raise ValueError(f"{path} holds no training state; --init_from=scratch starts over and keeps it")
+        raise ValueError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
     saved = state.get("settings", {})
     other = [
         f"{f.name} (saved {saved.get(f.name)!r}, asked {getattr(settings, f.name)!r})"
@@ -218,6 +220,11 @@ def saved_run(settings: Settings, meta: dict) -> dict | None:
             "--init_from=scratch to start over (its files are kept), or another --out_dir"
         )
     return state
+
+
+def launch() -> str:
+    """What torchrun calls the job, the same after it has restarted a process that died."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def duration(seconds: float) -> str:
@@ -279,9 +286,10 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     if state is not None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            for group in saved["param_groups"]:
+                if "fused" in group:  # the device may be another one now
+                    group["fused"] = optimizer.defaults["fused"]
             optimizer.load_state_dict(saved)
-        for group in optimizers[0].param_groups:  # AdamW's; the device may be another one now
-            group["fused"] = optimizers[0].defaults["fused"]
         if scaler.is_enabled() and state["scaler"]:  # empty when the run was not in float16 until now
             scaler.load_state_dict(state["scaler"])
     elif rank == 0 and (kept := checkpoint.set_aside(out)):
@@ -335,6 +343,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             data_sha256=meta["sha256"],
             optimizers=[optimizer.state_dict() for optimizer in optimizers],
             scaler=scaler.state_dict(),
+            launch=launch(),
         )
 
     way_out = f"{out} keeps the last good state; start over with a lower --learning_rate"
@@ -383,16 +392,18 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 loss += part.detach()
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+            if (
+                not scaler.is_enabled() or norm.isfinite()
+            ):  # float16 overflows: no optimizer takes a step then
+                for optimizer in optimizers:
+                    scaler.step(optimizer)
             scaler.update()
             model.zero_grad(set_to_none=True)
             i += 1
             since_line += 1
 
-            # a line: the only place that waits for a GPU
+            # a line: the only place that waits for a GPU, but for float16's overflows
             line = (i - 1) % settings.log_interval == 0 or i > settings.max_iters
             if line:
                 mean_loss = machine.sum(loss).item() / world

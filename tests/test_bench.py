@@ -55,7 +55,7 @@ def test_a_program_that_fails_is_named_with_its_last_words(tmp_path):
 
 @pytest.mark.parametrize("argv, words", [
     (["train", "--against=."], "not a checkout of nanoGPT"), (["--rounds=0"], "at least 1"),
-    (["fly"], "fly"), (["--against=no/such/place"], "not a checkout"),
+    (["fly"], "fly is none of train, eval"), (["--against=no/such/place"], "not a checkout"),
 ])  # fmt: skip
 def test_a_wrong_request_gets_one_line(call, argv, words):
     status, _, err = call("bench.py", *argv)

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 import checkpoint
+from generation import generate
 from sample import Settings, read_prompt
 
 
@@ -42,14 +44,12 @@ def test_the_same_seed_writes_the_same_however_many_are_asked_for(call, trained,
 
 
 def test_temperature_zero_is_greedy(call, trained):
-    out = call("sample.py", "--temperature=0", "--num_samples=2", "--max_new_tokens=40")[1]
+    out = call("sample.py", "--temperature=0", "--num_samples=2", "--max_new_tokens=40", "--dtype=float32")[1]
     a, b = texts(out)
     assert a == b
     model, tok = checkpoint.build_model(checkpoint.load("model/ckpt.pt"), "model/ckpt.pt")
-    import torch
-
     ids = torch.from_numpy(tok.encode("\n").astype("int64"))[None]
-    assert a == tok.decode(model.eval().generate(ids, 40, temperature=0)[0].tolist())
+    assert a == tok.decode(generate(model.eval(), ids, 40, temperature=0)[0].tolist())
 
 
 def test_prompts_come_from_the_line_a_file_or_a_newline(folder):

@@ -1,0 +1,189 @@
+"""A trained GPT writes: its key/value cache, its weights packed for one token at a time, and the picking.
+
+Pure tensors, as in model.py, whose `forward` is the one that runs here too.
+
+Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
+"""
+
+import contextlib
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import GPT, GPTConfig, random_stream
+
+
+class KVCache:
+    """Keys and values of every layer for `size` positions, block_size at most, allocated once.
+
+    `length` is how many positions were read; setting it to 0 empties the cache. A full cache forgets its
+    oldest position for each new one. With `position`, a tensor (1,) with the new token's position, all that
+    is allocated is returned, so that no shape ever changes.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, size: int | None = None, device=None, dtype=None):
+        self.size = min(size or config.block_size, config.block_size)
+        shape = (batch, config.n_head, self.size, config.n_embd // config.n_head)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+        self.position = None
+
+    def append(self, layer: int, k, v):
+        """Store k, v (B, H, T, D) in `layer`; return all that it holds, (B, H, length + T or less, D)."""
+        T = k.size(2)
+        kept = []
+        for held, new in ((self.k[layer], k), (self.v[layer], v)):
+            if self.position is not None:
+                kept.append(held.index_copy_(2, self.position % self.size, new.to(held.dtype)))
+            else:
+                held.narrow(2, self.length % self.size, T).copy_(new)
+                kept.append(held.narrow(2, 0, min(self.length + T, self.size)))
+        return kept
+
+
+class PackedLinear(nn.Module):
+    """A linear layer to generate with: x (..., in) -> (..., out) in `dtype`, as autocast would have it.
+
+    On a CPU its weight is laid out once as oneDNN reads it, and not again at every token: for a few rows
+    that is twice as fast. Where oneDNN cannot do it (other processors), it is an ordinary linear layer.
+    """
+
+    def __init__(self, weight, bias, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.product = F.linear
+        if weight.device.type == "cpu":
+            with contextlib.suppress(RuntimeError, AttributeError):
+                packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+                self.packed_product(self.weight[:1], packed, self.bias)
+                self.weight, self.product = packed, self.packed_product
+
+    @staticmethod
+    def packed_product(x, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    def forward(self, x):
+        return self.product(x.to(self.dtype), self.weight, self.bias)
+
+
+def pack(model: GPT, dtype: torch.dtype) -> GPT:
+    """Make the model ready to generate, with matrix products in dtype; it can no longer be trained."""
+    model.head = PackedLinear((model.lm_head or model.wte).weight, None, dtype).forward
+    model.lm_head = None
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+    return model.eval()
+
+
+class StaticStep:
+    """Decoding of one token as a function of tensors whose shapes and places never change.
+
+    On CUDA it is captured once as a graph and replayed, which takes one launch instead of some 200.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache):
+        self.model, self.cache, self.graph = model, cache, None
+        device = cache.k[0].device
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.token = torch.zeros(cache.k[0].size(0), 1, dtype=torch.long, device=device)
+        if device.type == "cuda":
+            aside = torch.cuda.Stream(
+                device
+            )  # CUDA graphs ask for a run before, on the stream of the capture
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                self.run()
+            torch.cuda.current_stream(device).wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=aside):
+                self.logits = self.run()
+
+    def run(self):
+        length, self.cache.position = self.cache.length, self.position
+        logits, _ = self.model(self.token, cache=self.cache)
+        self.cache.length, self.cache.position = length, None
+        return logits
+
+    def __call__(self, token):
+        """The logits (B, 1, V) after token (B, 1), which is added to the cache."""
+        self.token.copy_(token)
+        self.position.fill_(self.cache.length)
+        if self.graph is None:
+            self.logits = self.run()
+        else:
+            self.graph.replay()
+        self.cache.length += 1
+        return self.logits
+
+
+@torch.no_grad()
+def stream(
+    model: GPT,
+    idx,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 1337,
+    first_row: int = 0,
+):
+    """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
+
+    temperature 0 always takes the likeliest token. Row n draws one uniform number a token from the
+    stream addressed by (seed, first_row + n), so it does not depend on how many rows there are.
+    When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
+    one; with learned positions, the most recent half of the context is read again and decoding goes on
+    from there: a token then sees block_size / 2 to block_size tokens before it.
+    """
+    B, T = idx.shape
+    block_size = model.config.block_size
+    uniforms = torch.stack(
+        [torch.rand(max_new_tokens, generator=random_stream(seed, first_row + n)) for n in range(B)]
+    ).to(idx.device)
+    text = torch.cat([idx, idx.new_empty(B, max_new_tokens)], dim=1)
+    cache = KVCache(model.config, B, T + max_new_tokens, idx.device, model.wte.weight.dtype)
+    decode = StaticStep(model, cache) if idx.is_cuda else lambda token: model(token, cache=cache)[0]
+    unread = idx[:, -block_size:]
+    for i in range(max_new_tokens):
+        logits = decode(unread) if cache.length else model(unread, cache=cache)[0]  # else: prefill
+        token = pick(logits[:, -1], uniforms[:, i], temperature, top_k, top_p)
+        yield token
+        text[:, T + i] = token[:, 0]
+        unread = token
+        if cache.length == block_size and model.wpe:
+            cache.length = 0
+            unread = text[:, : T + i + 1][:, -max(1, block_size // 2) :]
+
+
+def generate(model: GPT, idx, max_new_tokens: int, **how):
+    """idx (B, T) and the max_new_tokens that `stream` continues it with, (B, T + max_new_tokens)."""
+    return torch.cat([idx, *stream(model, idx, max_new_tokens, **how)], dim=1)
+
+
+def pick(logits, u, temperature: float, top_k: int | None, top_p: float):
+    """The token, (B, 1), at which the cumulative distribution of logits (B, V) passes u (B,), in [0, 1).
+
+    Only the top_k likeliest tokens take part, and of those the fewest whose probabilities reach
+    top_p (Holtzman et al., 2020, arXiv:1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    V = logits.size(-1)
+    logits = (logits.float() - logits.amax(-1, keepdim=True)) / temperature  # 0 at most: never infinite
+    if top_p == 1 and (top_k or V) >= V:
+        reached = logits.softmax(-1).cumsum(-1)
+        return torch.searchsorted(reached, u[:, None] * reached[:, -1:], right=True).clamp(max=V - 1)
+    logits, ids = torch.topk(logits, min(top_k or V, V))  # likeliest first
+    probs = logits.softmax(-1)
+    reached = probs.cumsum(-1)
+    kept = reached - probs < top_p  # a prefix
+    kept[:, 0] = True
+    total = (probs * kept).sum(-1, keepdim=True)
+    choice = torch.searchsorted(reached, u[:, None] * total, right=True)
+    return ids.gather(-1, choice.clamp(max=kept.sum(-1, keepdim=True) - 1))
