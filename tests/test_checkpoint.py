@@ -8,6 +8,7 @@ import torch
 
 import checkpoint
 from checkpoint import CheckpointError, Log
+from generation import generate
 from model import GPT, GPTConfig
 from tokenizer import CharTokenizer
 
@@ -135,6 +136,26 @@ def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(path):
     right["model"]["wte.weight"] = torch.zeros(1).expand(2**40)  # one float, a terabyte of strides
     torch.save({"format": checkpoint.FORMAT, **right, "sha256": "x"}, path)
     refusal(path)
+
+
+def test_layers_that_share_their_bytes_to_claim_more_than_the_file_holds_are_refused(path):
+    right, shared = state(), torch.zeros(1_000_000)
+    right["model"].update({f"blocks.{n}.attn.c_attn.weight": shared for n in range(1000)})
+    torch.save({"format": checkpoint.FORMAT, **right, "sha256": checkpoint.digest(right)}, path)
+    refusal(path)
+
+
+def test_what_is_no_plain_tree_of_values_is_refused(path):
+    loop = state()
+    loop["settings"] = loop
+    for odd in (loop, {**state(), "model": {"wte.weight": torch.eye(3).to_sparse()}}):
+        torch.save({"format": checkpoint.FORMAT, **odd, "sha256": "x"}, path)
+        refusal(path)
+
+
+def test_a_modern_model_may_not_claim_more_context_than_it_is_asked_for(path):
+    model = GPT(GPTConfig(block_size=10**9, vocab_size=5, n_layer=1, n_head=1, n_embd=8, arch="modern"))
+    assert generate(model, torch.zeros(1, 1, dtype=torch.long), 3).shape == (1, 4)
 
 
 def test_a_compressed_zip_is_refused_before_it_is_unpacked(path):

@@ -47,7 +47,7 @@ def test_a_training_learns_and_writes_its_three_files(train, corpus):
     result = train(out_dir="m", max_iters=60, lr_decay_iters=60)
     assert result["iteration"] == 61 and result["signal"] == 0
     assert result["best_val_loss"] < 3.0 < math.log(31)  # it has learnt more than how often each letter comes
-    assert sorted(os.listdir("m")) == ["ckpt.pt", "last.pt", "log.csv"]
+    assert sorted(os.listdir("m")) == [".lock", "ckpt.pt", "last.pt", "log.csv"]
     best = checkpoint.load("m/ckpt.pt")
     assert best["val_loss"] == result["best_val_loss"] and best["settings"]["n_embd"] == 32
     assert checkpoint.load("m/last.pt")["next_iteration"] == 61
@@ -289,6 +289,23 @@ def test_float16_recovers_from_an_overflow(train, monkeypatch):
     assert end < start - 0.3 and end == result["best_val_loss"]
 
 
+def test_when_float16_overflows_for_one_optimizer_none_takes_a_step(train, monkeypatch):
+    real = train_drama.make_optimizers
+
+    def with_a_gradient_that_overflows_once(model, *how):
+        calls = []
+        matrix = model.blocks[0].mlp.c_fc.weight  # Muon's
+        matrix.register_hook(lambda g: g * math.nan if calls.append(0) or len(calls) == 3 else g)
+        return real(model, *how)
+
+    monkeypatch.setattr(train_drama, "make_optimizers", with_a_gradient_that_overflows_once)
+    small = dict(n_layer=1, n_embd=16, n_head=1, block_size=16, eval_iters=1)
+    train(out_dir="m", dtype="float16", optimizer="muon", max_iters=6, eval_interval=6, **small)
+    assert all(p.isfinite().all() for p in weights("m").values())
+    steps = [o["state"][0] for o in checkpoint.load("m/last.pt")["optimizers"]]
+    assert steps[0]["step"] == 6  # of 7 iterations
+
+
 def test_the_learning_rate_rises_falls_and_stays(corpus):
     s = Settings(learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110)
     rates = [learning_rate_at(s, i) for i in range(200)]
@@ -373,8 +390,9 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(tra
         torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
 
 
-def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys):
-    how = dict(dropout=0.0, dtype="float32", max_iters=3)
+@pytest.mark.parametrize("arch, optimizer", [("gpt2", "adamw"), ("modern", "muon")])
+def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys, arch, optimizer):
+    how = dict(dropout=0.0, dtype="float32", max_iters=3, arch=arch, optimizer=optimizer)
     plain = train(out_dir="plain", **how)
     result = train(out_dir="compiled", compile=True, **how)
     out = capsys.readouterr().out
@@ -429,7 +447,7 @@ def test_a_full_disk_keeps_the_earlier_state_and_can_be_made_good(train, corpus)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "too large" in done.stderr or "could not be written" in done.stderr
     assert Path("m/last.pt").read_bytes() == before
-    assert not [name for name in os.listdir("m") if name.startswith(".")]
+    assert not [name for name in os.listdir("m") if name.endswith(".tmp")]
     train(out_dir="m")
     train(out_dir="whole")
     assert equal(weights("whole"), weights("m"))
