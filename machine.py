@@ -86,7 +86,14 @@ def training_machine(device: str, dtype: str) -> Machine:
     kind = find_dtype(dtype, place)
     if world > 1 and not dist.is_initialized():
         cuda = place.type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
+        store, _, _ = next(dist.rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # restarting a job on one machine, torchrun keeps its store with the dead processes' addresses
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=store, rank=rank, world_size=world, device_id=place if cuda else None,
+        )  # fmt: skip
     return Machine(place, kind, rank, local_rank, world)
 
 

@@ -1,0 +1,113 @@
+"""What a machine does to a run: processes die, several read what one writes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SHORT, SMALL, flags, start
+
+import checkpoint
+
+TRAIN = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
+
+# Dies in the middle of a save: at the given call of the given function, before or after it has run.
+DIE = """
+import os, sys, torch, checkpoint
+name, when = sys.argv[1:]
+module = torch if name == "save" else os
+real = getattr(module, name)
+def dying(*args, **how):
+    if when == "half":  # some of the bytes are there
+        args[1].write(b"half of a file")
+        args[1].flush()
+    if when == "after":
+        real(*args, **how)
+    os._exit(9)
+state = checkpoint.load("ckpt.pt")
+state["val_loss"] = 2.0
+setattr(module, name, dying)
+checkpoint.save("ckpt.pt", state)
+"""
+
+
+@pytest.mark.parametrize("function, when", [
+    ("save", "before"), ("save", "half"), ("save", "after"), ("fsync", "before"), ("fsync", "after"),
+    ("replace", "before"), ("replace", "after"),
+])  # fmt: skip
+def test_a_process_that_dies_inside_a_save_leaves_a_whole_file(tmp_path, function, when):
+    path = tmp_path / "ckpt.pt"
+    weights = torch.arange(100_000.0)
+    checkpoint.save(path, {"model": weights, "val_loss": 1.0})
+    done = subprocess.run(
+        [sys.executable, "-c", DIE, function, when], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 9
+    found = checkpoint.load(path)
+    assert torch.equal(found["model"], weights)
+    assert found["val_loss"] == (2.0 if (function, when) == ("replace", "after") else 1.0)
+    checkpoint.save(path, found)  # and what was left beside it is in nobody's way
+    assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+WRITE = """
+import torch, checkpoint
+n = 0
+while True:
+    n += 1
+    checkpoint.save("ckpt.pt", {"model": torch.full((20_000,), float(n)), "val_loss": float(n)})
+"""
+
+
+def test_readers_of_a_file_that_is_always_being_written_never_see_a_mixture(tmp_path):
+    path = tmp_path / "ckpt.pt"
+    checkpoint.save(path, {"model": torch.zeros(20_000), "val_loss": 0.0})
+    writer = start(tmp_path, "-c", WRITE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        seen = set()
+        until = time.monotonic() + 60
+        reads = 0
+        while reads < 500 or len(seen) < 50:
+            state = checkpoint.load(path)
+            assert (state["model"] == state["val_loss"]).all()
+            seen.add(state["val_loss"])
+            reads += 1
+            assert time.monotonic() < until and writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_job_whose_worker_is_killed_restarts_and_ends_with_the_unbroken_run_s_weights(corpus):
+    script = corpus / "program.py"
+    script.write_text(TRAIN)
+    settings = {**SMALL, **SHORT, "max_iters": 60, "lr_decay_iters": 60, "log_interval": 1, "save_minutes": 0}
+
+    def job(out_dir, *how):
+        return start(
+            corpus, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *how, script,
+            *flags(**settings, out_dir=out_dir),
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    whole = job("whole")
+    assert whole.wait(timeout=120) == 0
+    broken = job("broken", "--max-restarts=1")
+    lines = []
+    for line in broken.stdout:
+        lines.append(line)
+        if line.startswith("iter 25:"):
+            break
+    workers = subprocess.run(
+        ["pgrep", "-P", str(broken.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(workers) == 2
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    rest, _ = broken.communicate(timeout=120)
+    assert broken.returncode == 0 and "continuing at iteration" in rest, rest
+    a, b = (checkpoint.load(corpus / name / "last.pt") for name in ("whole", "broken"))
+    assert a["next_iteration"] == b["next_iteration"] == 61
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
