@@ -2,7 +2,7 @@
 
     python bench.py                            all of it: some twenty minutes on 2 cores
     python bench.py sample startup             some of train, eval, sample, prepare, startup, changes
-    python bench.py --against=../nanoGPT       beside a checkout of nanoGPT, in turns: about an hour
+    python bench.py --against=../nanoGPT       beside a checkout of nanoGPT, in turns: some forty
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
 of all rounds. Prints a table, with what the machine's own limits would allow, and the same figures as one
