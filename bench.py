@@ -3,6 +3,7 @@
     python bench.py                            all of it: some twenty minutes on 2 cores
     python bench.py sample startup             some of train, eval, sample, prepare, startup, changes
     python bench.py --against=../nanoGPT       beside a checkout of nanoGPT, in turns: some forty
+    python bench.py text --out_dir=model/best  how much of what a model writes is words, and how much copied
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
 of all rounds. Prints a table, with what the machine's own limits would allow, and the same figures as one
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import prepare
 from configurator import configure, run
 from dataset import fixed_windows, load_data
@@ -46,10 +48,11 @@ ROWS, CHARACTERS = 10, 500  # sample.py's default job
 
 @dataclass(frozen=True)
 class Settings:
-    """python bench.py [train] [eval] [sample] [prepare] [startup] [changes] [--name=value ...]"""
+    """python bench.py [train] [eval] [sample] [prepare] [startup] [changes] [text] [--name=value ...]"""
 
     against: str = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
+    out_dir: str = "model"  # the folder with the ckpt.pt that `text` lets write
     text_mb: int = 2000  # the text that prepare.py encodes; three times that is in data/ for a while
 
     def __post_init__(self):
@@ -275,6 +278,31 @@ def bench_changes(found: dict, folder: Path, nano: NanoGPT | None, settings: Set
         found[f"without_{name}_ms"] += python(ROOT, "-c", code, *flags).iteration_times()[1:]
 
 
+COPIED = 50  # characters in a row that count as copied
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", text.casefold())
+
+
+def bench_text(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
+    """20,000 characters at temperature 0.8: words that the corpus lacks, stretches copied from training."""
+    seed = 1337 + len(found["unknown_words_percent"])  # another text each round
+    path = Path(settings.out_dir) / "ckpt.pt"
+    dataset = checkpoint.load(path)["settings"]["dataset"]
+    train_split, val_split, meta = load_data(dataset, 1, training_machine("cpu", "float32"))
+    learnt, unseen = (meta["tokenizer"].decode(split.mapped) for split in (train_split, val_split))
+    known = set(words(learnt + unseen))
+    flags = ("--num_samples=10", "--max_new_tokens=2000", "--temperature=0.8", "--top_k=0", f"--seed={seed}")
+    lines = python(ROOT, "sample.py", f"--out_dir={path.parent.resolve()}", *flags).lines
+    samples = "".join(line for _, line in lines).split("\n---------------\n")[:-1]
+    written = [word for text in samples for word in words(text.rpartition(" ")[0])]  # the last may be cut off
+    found["unknown_words_percent"].append(100 * statistics.mean(word not in known for word in written))
+    stretches = [text[i : i + COPIED] for text in samples for i in range(len(text) - COPIED + 1)]
+    stood = {learnt[i : i + COPIED] for i in range(len(learnt) - COPIED + 1)}
+    found["copied_percent"].append(100 * statistics.mean(stretch in stood for stretch in stretches))
+
+
 BENCHES = {
     "train": bench_train,
     "eval": bench_eval,
@@ -282,7 +310,9 @@ BENCHES = {
     "prepare": bench_prepare,
     "startup": bench_startup,
     "changes": bench_changes,
+    "text": bench_text,
 }
+SPEEDS = [name for name in BENCHES if name != "text"]
 
 
 # ---------------------------------------------------------------------------- what the machine allows
@@ -345,13 +375,19 @@ TABLE = (
     ("encode_mb_per_s", "prepare.py, characters", "MB/s", ""),
     ("encode_memory_mb", "  its peak memory", "MB", ""),
     ("train_memory_mb", "training, peak memory", "MB", "memory_ratio"),
+    ("unknown_words_percent", "sampled words that the corpus lacks", "%", ""),
+    ("copied_percent", f"sampled stretches of {COPIED} copied from it", "%", ""),
     *((f"without_{name}_ms", f"iteration, not {name.replace('_', ' ')}", "ms", "") for name in CHANGES),
 )
 
 
 def report(found: dict):
     """Print the table, and the JSON line with every median and ratio."""
-    figures = {name: statistics.median(values) for name, values in found.items() if values and any(values)}
+    figures = {
+        name: statistics.median(values)
+        for name, values in found.items()
+        if any(values) or name.endswith("_percent")
+    }
     if "train_ms" in figures and "nanogpt_train_bf16_ms" in figures:
         figures["train_bf16_ms"] = figures["train_ms"]
     for name, _, _, ratio in TABLE:
@@ -393,11 +429,12 @@ def main():
         folder = Path(folder)
         nano = NanoGPT(Path(settings.against), folder) if settings.against else None
         try:
-            for name in wanted or BENCHES:
+            for name in wanted or SPEEDS:
                 for n in range(settings.rounds):
                     print(f"{name}, round {n + 1} of {settings.rounds}", flush=True)
                     BENCHES[name](found, folder, nano, settings)
-            limits(found)
+            if wanted != ["text"]:
+                limits(found)
         finally:  # what was measured until something failed
             if found:
                 report(found)

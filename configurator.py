@@ -69,7 +69,7 @@ def read_config(path: str) -> dict:
         exec(compile(source, path, "exec"), names)
     except SyntaxError as e:
         raise SettingsError(f"config file {path}, line {e.lineno}: {e.msg}") from None
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise SettingsError(f"config file {path}: {type(e).__name__}: {one_line(e)}") from None
     return {
         name: value

@@ -168,6 +168,18 @@ def make_optimizers(model: GPT, settings: Settings, device: torch.device) -> lis
     return optimizers
 
 
+def restore(optimizer: torch.optim.Optimizer, state: dict):
+    """Give an optimizer what it had gathered. Raises ValueError where that is another one's."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    weights = {p for group in optimizer.param_groups for p in group["params"]}
+    gathered = optimizer.state
+    if gathered and set(gathered) != weights:  # nothing is there when the first steps overflowed
+        raise ValueError("not of these weights")
+    for p, values in gathered.items():
+        if any(value.dim() and value.shape != p.shape for value in values.values()):
+            raise ValueError("not of these sizes")
+
+
 def compiled(model: GPT, settings: Settings, machine: Machine, say):
     """The model through torch.compile where that is wanted and works, else as it is."""
     wanted = machine.device.type == "cuda" if settings.compile is None else settings.compile
@@ -204,9 +216,17 @@ def saved_run(settings: Settings, meta: dict) -> dict | None:
     state = checkpoint.load(path)
     if scratch and state.get("launch") != launch():  # a process died, but before it had saved anything
         return None
-    if not {"next_iteration", "best_val_loss", "optimizers", "scaler"} <= state.keys():
-        raise ValueError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
-    saved = state.get("settings", {})
+    refuse = ValueError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
+    wanted = {
+        "next_iteration": int,
+        "best_val_loss": float,
+        "optimizers": list,
+        "scaler": dict,
+        "settings": dict,
+    }
+    if any(type(state.get(name)) is not kind for name, kind in wanted.items()) or state["next_iteration"] < 0:
+        raise refuse
+    saved = state["settings"]
     other = [
         f"{f.name} (saved {saved.get(f.name)!r}, asked {getattr(settings, f.name)!r})"
         for f in dataclasses.fields(settings)
@@ -285,13 +305,15 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     optimizers = make_optimizers(model, settings, device)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     if state is not None:
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            for group in saved["param_groups"]:
-                if "fused" in group:  # the device may be another one now
-                    group["fused"] = optimizer.defaults["fused"]
-            optimizer.load_state_dict(saved)
-        if scaler.is_enabled() and state["scaler"]:  # empty when the run was not in float16 until now
-            scaler.load_state_dict(state["scaler"])
+        try:
+            for optimizer, gathered in zip(optimizers, state["optimizers"], strict=True):
+                restore(optimizer, gathered)
+            if scaler.is_enabled() and state["scaler"]:  # empty when the run was not in float16 until now
+                scaler.load_state_dict(state["scaler"])
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+            raise ValueError(
+                f"{out / 'last.pt'} does not fit its settings; --init_from=scratch starts over and keeps it"
+            ) from None
     elif rank == 0 and (kept := checkpoint.set_aside(out)):
         say(f"the earlier run's files in {out} are kept as {', '.join(kept)}")
     del state
@@ -341,7 +363,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             next_iteration=next_iteration,
             best_val_loss=best,
             data_sha256=meta["sha256"],
-            optimizers=[optimizer.state_dict() for optimizer in optimizers],
+            optimizers=[optimizer.state_dict()["state"] for optimizer in optimizers],
             scaler=scaler.state_dict(),
             launch=launch(),
         )

@@ -49,6 +49,26 @@ def play(n_speeches: int = 300, seed: int = 0) -> str:
     return "\n".join(speeches)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="try ten times as often what is tried at random")
+
+
+@pytest.fixture
+def thorough(request) -> bool:
+    return request.config.getoption("--thorough")
+
+
+@pytest.fixture
+def figures(capfd):
+    """figures("...") prints a line that reaches the terminal."""
+
+    def show(text):
+        with capfd.disabled():
+            print(f"\n{text}")
+
+    return show
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
     torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -1,5 +1,6 @@
 """What a machine does to a run: processes die, several read what one writes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -51,6 +52,77 @@ def test_a_process_that_dies_inside_a_save_leaves_a_whole_file(tmp_path, functio
     assert found["val_loss"] == (2.0 if (function, when) == ("replace", "after") else 1.0)
     checkpoint.save(path, found)  # and what was left beside it is in nobody's way
     assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+# Forks trainings and kills them, without importing torch for each. Prints a JSON line at the end.
+KILL = """
+import csv, json, os, pathlib, random, shutil, signal, sys, time
+import torch
+import checkpoint, prepare, train_drama
+torch.set_num_threads(1)
+prepare.DATA = pathlib.Path("data")
+trials, settings = int(sys.argv[1]), json.loads(sys.argv[2])
+draw = random.Random(0)
+
+def begin(out_dir):
+    child = os.fork()
+    if child:
+        return child
+    os.dup2(os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    ended = 1
+    try:
+        train_drama.train(train_drama.Settings(**settings, out_dir=out_dir))
+        ended = 0
+    finally:
+        os._exit(ended)
+
+def finish(out_dir):
+    began = time.monotonic()
+    assert os.waitpid(begin(out_dir), 0)[1] == 0
+    return time.monotonic() - began
+
+def found(out_dir):
+    parts = [checkpoint.load(f"{out_dir}/{name}") for name in ("ckpt.pt", "last.pt")]
+    rows = list(csv.DictReader(open(f"{out_dir}/log.csv")))
+    return [{**part, "settings": 0} for part in parts], [(r["iter"], r["loss"], r["val_loss"]) for r in rows]
+
+seconds = finish("whole")
+whole = found("whole")
+figures = dict(trials=trials, killed=0, inside_a_save=0, damaged=0, different=0)
+for trial in range(trials):
+    out_dir = f"trial{trial}"
+    child = begin(out_dir)
+    time.sleep(draw.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    figures["killed"] += os.waitpid(child, 0)[1] == signal.SIGKILL
+    if os.path.isdir(out_dir):
+        figures["inside_a_save"] += any(name.endswith(".tmp") for name in os.listdir(out_dir))
+        for name in {"ckpt.pt", "last.pt"} & set(os.listdir(out_dir)):
+            try:
+                checkpoint.load(f"{out_dir}/{name}")
+            except ValueError:
+                figures["damaged"] += 1
+    finish(out_dir)
+    same = checkpoint.digest(found(out_dir)) == checkpoint.digest(whole)
+    figures["different"] += not same or any(n.endswith(".tmp") for n in os.listdir(out_dir))
+    shutil.rmtree(out_dir)
+print(json.dumps(figures))
+"""
+
+
+def test_runs_killed_at_random_moments_go_on_to_the_unbroken_run_s_files(corpus, thorough, figures):
+    settings = {**SMALL, **SHORT, "save_minutes": 0, "log_interval": 1, "device": "cpu", "dtype": "float32"}
+    trials = 100 if thorough else 10
+    process = start(
+        corpus, "-c", KILL, trials, json.dumps(settings),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, err
+    counted = json.loads(out)
+    figures(f"killed at random moments: {counted}")
+    assert counted["killed"] > trials / 2
+    assert (counted["damaged"], counted["different"]) == (0, 0)
 
 
 WRITE = """
