@@ -11,14 +11,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, random_stream
+from model import PAST, GPT, GPTConfig, random_stream
 
 
 class KVCache:
     """Keys and values of every layer for `size` positions, block_size at most, allocated once.
 
-    `length` is how many positions were read; setting it to 0 empties the cache. A full cache forgets its
-    oldest position for each new one. With `position`, a tensor (1,) with the new token's position, all that
+    `length` is how many positions were read, and `before` (B, PAST) the last tokens of them. A full cache
+    forgets its oldest position for each new one. With `position`, a tensor (1,) with the new token's position, all that
     is allocated is returned, so that no shape ever changes.
     """
 
@@ -27,8 +27,14 @@ class KVCache:
         shape = (batch, config.n_head, self.size, config.n_embd // config.n_head)
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.length = 0
+        self.nothing = config.vocab_size
+        self.before = torch.empty(batch, PAST, device=device, dtype=torch.long)
         self.position = None
+        self.empty()
+
+    def empty(self):
+        self.length = 0
+        self.before.fill_(self.nothing)
 
     def append(self, layer: int, k, v):
         """Store k, v (B, H, T, D) in `layer`; return all that it holds, (B, H, length + T or less, D)."""
@@ -103,6 +109,7 @@ class StaticStep:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=aside):
                 self.logits = self.run()
+            cache.empty()
 
     def run(self):
         length, self.cache.position = self.cache.length, self.position
@@ -157,7 +164,7 @@ def stream(
         text[:, T + i] = token[:, 0]
         unread = token
         if cache.length == block_size and model.wpe:
-            cache.length = 0
+            cache.empty()
             unread = text[:, : T + i + 1][:, -max(1, block_size // 2) :]
 
 

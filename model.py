@@ -2,9 +2,9 @@
 
 arch="gpt2" is GPT-2's (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"): learned
 positions, pre-norm blocks, GELU, one matrix for token embedding and output head. arch="modern" learns the
-same text in fewer iterations: rotary positions, normalised queries and keys, squared ReLU, norms without
-weights, an output head of its own, that and the residual projections zero at the start, and dropout
-everywhere but on attention.
+same text in fewer iterations: embeddings of the last four tokens at every position, which every block sees
+anew, rotary positions, normalised queries and keys, squared ReLU, norms without weights, an output head of
+its own, that and the residual projections zero at the start, and dropout everywhere but on attention.
 Pure tensors: nothing here reads a file or prints.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
@@ -64,6 +64,9 @@ class GPTConfig:
                 f"n_embd={self.n_embd} gives each of n_head={self.n_head} heads an odd size, which rotary "
                 f"positions cannot pair; try n_embd={self.n_embd + self.n_head}"
             )
+
+
+PAST = 3  # tokens before its own that a position of a modern model starts from
 
 
 def rotate(x, turn):
@@ -172,8 +175,13 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
+        self.mix = None  # how much of the stream and of the embeddings x0 goes in (modded-nanogpt's lambdas)
+        if config.arch == "modern":
+            self.mix = nn.Parameter(torch.tensor([1.0, 0.0]))
 
-    def forward(self, x, turn=None, cache=None):
+    def forward(self, x, x0, turn=None, cache=None):
+        if self.mix is not None:
+            x = self.mix[0] * x + self.mix[1] * x0
         x = x + self.attn(self.ln_1(x), turn, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -185,6 +193,9 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         modern = config.arch == "modern"
         self.wpe = None if modern else nn.Embedding(config.block_size, config.n_embd)
+        # one row more than there are tokens, for where nothing comes before
+        past = [nn.Embedding(config.vocab_size + 1, config.n_embd) for _ in range(PAST)] if modern else []
+        self.wte_past = nn.ModuleList(past)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm(config)
@@ -204,8 +215,26 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one token, forward and backward (PaLM, appendix B)."""
         c = self.config
-        multiplied = self.num_params() - (self.wte.weight.numel() if self.lm_head else 0)
+        looked_up = [self.wte, *self.wte_past] if self.lm_head else []
+        multiplied = self.num_params() - sum(table.weight.numel() for table in looked_up)
         return 6 * multiplied + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def embed(self, idx, cache=None):
+        """idx (B, T) -> (B, T, C), the sum of the embeddings of each token and, in arch=modern, of those before.
+
+        With a table for each distance that is a causal convolution over the text: the first block starts
+        from short stretches and need not find them by attention.
+        """
+        x = self.wte(idx)
+        if self.wte_past:
+            B, T = idx.shape
+            before = idx.new_full((B, PAST), self.config.vocab_size) if cache is None else cache.before
+            text = torch.cat([before, idx], dim=1)  # (B, PAST + T)
+            for distance, table in enumerate(self.wte_past, start=1):
+                x = x + table(text[:, PAST - distance : PAST - distance + T])
+            if cache is not None:
+                cache.before.copy_(text[:, -PAST:])
+        return x
 
     def head(self, x):
         """x (..., C) -> logits (..., V), in GPT-2 by the token embedding (Press & Wolf, arXiv:1608.05859)."""
@@ -227,15 +256,15 @@ class GPT(nn.Module):
         if cache is not None and cache.position is not None:
             pos = cache.position
         if self.wpe:
-            x, turn = self.wte(idx) + self.wpe(pos), None  # (B, T, C)
+            x, turn = self.embed(idx) + self.wpe(pos), None  # (B, T, C)
         else:
-            x = F.layer_norm(self.wte(idx), (self.config.n_embd,))
+            x = F.layer_norm(self.embed(idx, cache), (self.config.n_embd,))
             half = self.config.n_embd // self.config.n_head // 2
             speed = 10000.0 ** (-torch.arange(half, device=idx.device) / half)  # radians a position
             turn = (pos[:, None] * speed).cos(), (pos[:, None] * speed).sin()
-        x = self.dropout(x)
+        x = x0 = self.dropout(x)
         for block in self.blocks:
-            x = block(x, turn, cache)
+            x = block(x, x0, turn, cache)
         if cache is not None:
             cache.length += T
         x = self.ln_f(x)

@@ -26,6 +26,7 @@ from configurator import configure, one_line, run
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
+from muon import Muon
 
 # ---------------------------------------------------------------------------- settings
 
@@ -146,13 +147,9 @@ def learning_rate_at(settings: Settings, iteration: int) -> float:
     return s.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (s.learning_rate - s.min_lr)
 
 
-def make_optimizers(model: GPT, settings: Settings, device: torch.device) -> list[torch.optim.Optimizer]:
-    """AdamW, which decays the matrices and leaves norms and biases alone; for optimizer=muon, Muon beside it.
-
-    Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) takes the matrices of the blocks. Its steps
-    are scaled to be as large as AdamW's, so that both go by one learning rate (Liu et al., 2025,
-    arXiv:2502.16982).
-    """
+def make_optimizers(model: GPT, settings: Settings, machine: Machine) -> list[torch.optim.Optimizer]:
+    """AdamW, which decays the matrices and leaves norms and biases alone; for optimizer=muon, Muon beside it
+    for the matrices of the blocks."""
     s = settings
     muon = [p for p in model.blocks.parameters() if p.dim() == 2 and s.optimizer == "muon"]
     rest = [p for p in model.parameters() if all(p is not m for m in muon)]
@@ -160,11 +157,11 @@ def make_optimizers(model: GPT, settings: Settings, device: torch.device) -> lis
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": s.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    fused = device.type in ("cuda", "cpu")
+    fused = machine.device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=fused)]
     if muon:
-        how = dict(weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(torch.optim.Muon(muon, lr=s.learning_rate, **how))
+        dtype = torch.bfloat16 if machine.dtype == torch.bfloat16 else torch.float32
+        optimizers.append(Muon(muon, s.learning_rate, s.weight_decay, dtype))
     return optimizers
 
 
@@ -302,7 +299,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             say("to train it further, give a larger --max_iters; to start over, --init_from=scratch")
             return {"iteration": start, "val_loss": best, "best_val_loss": best, "signal": 0}
     model.to(device)
-    optimizers = make_optimizers(model, settings, device)
+    optimizers = make_optimizers(model, settings, machine)
     scaler = torch.amp.GradScaler(device.type, enabled=machine.dtype == torch.float16)
     if state is not None:
         try:

@@ -64,9 +64,14 @@ def modern_reference_logits(gpt, idx):
         return torch.cat([pairs.real, pairs.imag], -1)
 
     seen = torch.ones(T, T).tril() - torch.ones(T, T).tril(-c.block_size)
-    x = norm(w["wte.weight"][idx])
+    x = w["wte.weight"][idx]
+    for distance in (1, 2, 3):
+        nothing = torch.full((len(idx), distance), c.vocab_size)
+        x = x + w[f"wte_past.{distance - 1}.weight"][torch.cat([nothing, idx], 1)[:, :T]]
+    x = x0 = norm(x)
     for i in range(c.n_layer):
         b = f"blocks.{i}"
+        x = w[f"{b}.mix"][0] * x + w[f"{b}.mix"][1] * x0
         q, k, v = (norm(x) @ w[f"{b}.attn.c_attn.weight"].T).split(c.n_embd, -1)
         heads = []
         for h in range(c.n_head):

@@ -18,6 +18,7 @@ import checkpoint
 import train_drama
 from dataset import load_data
 from machine import Machine
+from muon import Muon
 from train_drama import Settings, evaluate, learning_rate_at
 
 ITER = re.compile(
@@ -322,14 +323,14 @@ def test_only_matrices_decay_and_muon_takes_those_of_the_blocks(arch, optimizer)
         **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")},
     )  # fmt: skip
     model = train_drama.GPT(settings.model_config(9))
-    optimizers = train_drama.make_optimizers(model, settings, torch.device("cpu"))
+    optimizers = train_drama.make_optimizers(model, settings, Machine(torch.device("cpu"), torch.float32))
     decay = {}
     for o in optimizers:
         decay |= {id(p): (type(o), g["weight_decay"]) for g in o.param_groups for p in g["params"]}
     assert len(decay) == sum(len(g["params"]) for o in optimizers for g in o.param_groups)  # each once
     for name, p in model.named_parameters():
         muon = optimizer == "muon" and "blocks" in name and p.dim() == 2
-        kind = torch.optim.Muon if muon else torch.optim.AdamW
+        kind = Muon if muon else torch.optim.AdamW
         assert decay.pop(id(p)) == (kind, 0.3 if p.dim() == 2 else 0.0)
     assert not decay
 
