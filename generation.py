@@ -11,15 +11,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import PAST, GPT, GPTConfig, random_stream
+from model import GPT, PAST, GPTConfig, random_stream
 
 
 class KVCache:
     """Keys and values of every layer for `size` positions, block_size at most, allocated once.
 
-    `length` is how many positions were read, and `before` (B, PAST) the last tokens of them. A full cache
-    forgets its oldest position for each new one. With `position`, a tensor (1,) with the new token's position, all that
-    is allocated is returned, so that no shape ever changes.
+    `length` is how many positions were read, and `before` (B, PAST) the last tokens among them. A full cache
+    forgets its oldest position for each new one. With `position`, a tensor (1,) with the new token's position,
+    all that is allocated is returned, so that no shape ever changes.
     """
 
     def __init__(self, config: GPTConfig, batch: int, size: int | None = None, device=None, dtype=None):

@@ -220,7 +220,7 @@ class GPT(nn.Module):
         return 6 * multiplied + 12 * c.n_layer * c.n_embd * c.block_size
 
     def embed(self, idx, cache=None):
-        """idx (B, T) -> (B, T, C), the sum of the embeddings of each token and, in arch=modern, of those before.
+        """idx (B, T) -> (B, T, C): each token's embedding, in arch=modern with those of the PAST before it.
 
         With a table for each distance that is a causal convolution over the text: the first block starts
         from short stretches and need not find them by attention.

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum whose steps are orthogonal matrices.
+"""Muon: momentum whose steps are orthogonal matrices (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
 The same as torch.optim.Muon, but for the number format of its products, which is bfloat16 there: where a
 processor has no such products, they take a hundred times as long as in float32.
