@@ -17,8 +17,8 @@ from model import GPT, PAST, GPTConfig, random_stream
 class KVCache:
     """Keys and values of every layer for `size` positions, block_size at most, allocated once.
 
-    `length` is how many positions were read, and `before` (B, PAST) the last tokens among them. A full cache
-    forgets its oldest position for each new one. With `position`, a tensor (1,) with the new token's position,
+    `length` is how many positions were read, `before` (B, PAST) the last tokens among them. A full cache
+    forgets its oldest position for each new one. With `position`, a tensor (1,) with the new one's place,
     all that is allocated is returned, so that no shape ever changes.
     """
 

@@ -26,7 +26,7 @@ from configurator import configure, one_line, run
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
-from muon import Muon
+from optimizer import learning_rate_at, make_optimizers, restore
 
 # ---------------------------------------------------------------------------- settings
 
@@ -133,48 +133,7 @@ def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=Non
     return (both[0] / both[1]).item()
 
 
-# ---------------------------------------------------------------------------- optimization
-
-
-def learning_rate_at(settings: Settings, iteration: int) -> float:
-    """Linear warm-up to learning_rate, then a cosine down to min_lr at lr_decay_iters, and min_lr after."""
-    s = settings
-    if iteration < s.warmup_iters:
-        return s.learning_rate * (iteration + 1) / (s.warmup_iters + 1)
-    if iteration >= s.lr_decay_iters:
-        return s.min_lr
-    progress = (iteration - s.warmup_iters) / (s.lr_decay_iters - s.warmup_iters)
-    return s.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (s.learning_rate - s.min_lr)
-
-
-def make_optimizers(model: GPT, settings: Settings, machine: Machine) -> list[torch.optim.Optimizer]:
-    """AdamW, which decays the matrices and leaves norms and biases alone; for optimizer=muon, Muon beside it
-    for the matrices of the blocks."""
-    s = settings
-    muon = [p for p in model.blocks.parameters() if p.dim() == 2 and s.optimizer == "muon"]
-    rest = [p for p in model.parameters() if all(p is not m for m in muon)]
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": s.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = machine.device.type in ("cuda", "cpu")
-    optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=fused)]
-    if muon:
-        dtype = torch.bfloat16 if machine.dtype == torch.bfloat16 else torch.float32
-        optimizers.append(Muon(muon, s.learning_rate, s.weight_decay, dtype))
-    return optimizers
-
-
-def restore(optimizer: torch.optim.Optimizer, state: dict):
-    """Give an optimizer what it had gathered. Raises ValueError where that is another one's."""
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    weights = {p for group in optimizer.param_groups for p in group["params"]}
-    gathered = optimizer.state
-    if gathered and set(gathered) != weights:  # nothing is there when the first steps overflowed
-        raise ValueError("not of these weights")
-    for p, values in gathered.items():
-        if any(value.dim() and value.shape != p.shape for value in values.values()):
-            raise ValueError("not of these sizes")
+# ---------------------------------------------------------------------------- compiling
 
 
 def compiled(model: GPT, settings: Settings, machine: Machine, say):

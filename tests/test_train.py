@@ -18,8 +18,8 @@ import checkpoint
 import train_drama
 from dataset import load_data
 from machine import Machine
-from muon import Muon
-from train_drama import Settings, evaluate, learning_rate_at
+from optimizer import learning_rate_at
+from train_drama import Settings, evaluate
 
 ITER = re.compile(
     r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms, mfu (\d+\.\d{2})%, ([\d,]+) tokens/s, .+ left"
@@ -305,34 +305,6 @@ def test_when_float16_overflows_for_one_optimizer_none_takes_a_step(train, monke
     assert all(p.isfinite().all() for p in weights("m").values())
     steps = [o[0] for o in checkpoint.load("m/last.pt")["optimizers"]]
     assert steps[0]["step"] == 6  # of 7 iterations
-
-
-def test_the_learning_rate_rises_falls_and_stays(corpus):
-    s = Settings(learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110)
-    rates = [learning_rate_at(s, i) for i in range(200)]
-    assert rates[0] == pytest.approx(1 / 11) and rates[10] == 1.0 and rates[60] == pytest.approx(0.55)
-    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert set(rates[110:]) == {0.1}
-    assert learning_rate_at(Settings(warmup_iters=0, lr_decay_iters=0), 0) == 1e-4
-
-
-@pytest.mark.parametrize("arch, optimizer", [("gpt2", "adamw"), ("gpt2", "muon"), ("modern", "muon")])
-def test_only_matrices_decay_and_muon_takes_those_of_the_blocks(arch, optimizer):
-    settings = Settings(
-        bias=True, weight_decay=0.3, arch=arch, optimizer=optimizer,
-        **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")},
-    )  # fmt: skip
-    model = train_drama.GPT(settings.model_config(9))
-    optimizers = train_drama.make_optimizers(model, settings, Machine(torch.device("cpu"), torch.float32))
-    decay = {}
-    for o in optimizers:
-        decay |= {id(p): (type(o), g["weight_decay"]) for g in o.param_groups for p in g["params"]}
-    assert len(decay) == sum(len(g["params"]) for o in optimizers for g in o.param_groups)  # each once
-    for name, p in model.named_parameters():
-        muon = optimizer == "muon" and "blocks" in name and p.dim() == 2
-        kind = Muon if muon else torch.optim.AdamW
-        assert decay.pop(id(p)) == (kind, 0.3 if p.dim() == 2 else 0.0)
-    assert not decay
 
 
 def test_a_bounded_evaluation_sees_the_same_windows_each_time(train):

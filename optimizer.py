@@ -1,0 +1,96 @@
+"""How weights change: the learning rate, AdamW, Muon, and what they gather.
+
+`settings` are train_drama's.
+"""
+
+import math
+from collections import defaultdict
+
+import torch
+
+from machine import Machine
+from model import GPT
+
+
+def learning_rate_at(settings, iteration: int) -> float:
+    """Linear warm-up to learning_rate, then a cosine down to min_lr at lr_decay_iters, and min_lr after."""
+    s = settings
+    if iteration < s.warmup_iters:
+        return s.learning_rate * (iteration + 1) / (s.warmup_iters + 1)
+    if iteration >= s.lr_decay_iters:
+        return s.min_lr
+    progress = (iteration - s.warmup_iters) / (s.lr_decay_iters - s.warmup_iters)
+    return s.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (s.learning_rate - s.min_lr)
+
+
+def make_optimizers(model: GPT, settings, machine: Machine) -> list[torch.optim.Optimizer]:
+    """AdamW, which decays the matrices and leaves norms and biases alone; for optimizer=muon, Muon beside it
+    for the matrices of the blocks."""
+    s = settings
+    muon = [p for p in model.blocks.parameters() if p.dim() == 2 and s.optimizer == "muon"]
+    rest = [p for p in model.parameters() if all(p is not m for m in muon)]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": s.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = machine.device.type in ("cuda", "cpu")
+    optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=fused)]
+    if muon:
+        dtype = torch.bfloat16 if machine.dtype == torch.bfloat16 else torch.float32
+        optimizers.append(Muon(muon, s.learning_rate, s.weight_decay, dtype))
+    return optimizers
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict):
+    """Give an optimizer what it had gathered. Raises ValueError where that is another one's."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    weights = {p for group in optimizer.param_groups for p in group["params"]}
+    gathered = optimizer.state
+    if gathered and set(gathered) != weights:  # nothing is there when the first steps overflowed
+        raise ValueError("not of these weights")
+    for p, values in gathered.items():
+        if any(value.dim() and value.shape != p.shape for value in values.values()):
+            raise ValueError("not of these sizes")
+
+
+def orthogonalize(matrices, dtype: torch.dtype):
+    """The orthogonal matrices U Vᵀ near matrices = U S Vᵀ (N, rows, columns), by five Newton-Schulz steps.
+
+    Singular values come out between 0.7 and 1.2 rather than at 1, which does as well.
+    """
+    wide = matrices.size(1) <= matrices.size(2)
+    x = (matrices if wide else matrices.mT).to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are orthogonal matrices (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+
+    For the matrices within a network; embeddings, the head, norms and biases belong to AdamW. Its steps are
+    scaled to be as large as AdamW's, so that both go by one learning rate (Liu et al., 2025,
+    arXiv:2502.16982). The same as torch.optim.Muon, but for the number format of its products, which is
+    bfloat16 there: where a processor has no such products, they take a hundred times as long as in float32.
+    """
+
+    def __init__(self, params, lr: float, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            by_shape = defaultdict(list)  # matrices of one shape are multiplied together
+            for p in group["params"]:
+                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - momentum)
+                by_shape[p.shape].append((p, p.grad.lerp(mean, momentum)))  # Nesterov's look ahead
+            for shape, pairs in by_shape.items():
+                steps = orthogonalize(torch.stack([direction for _, direction in pairs]), self.dtype)
+                for (p, _), step in zip(pairs, steps, strict=True):
+                    p.mul_(1 - lr * group["weight_decay"])
+                    p.add_(step, alpha=-lr * 0.2 * math.sqrt(max(shape)))
