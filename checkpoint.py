@@ -193,7 +193,8 @@ def read_json(path: Path) -> dict:
 class Log:
     """log.csv: every number the run printed, one row a line."""
 
-    FIELDS = ("iter", "loss", "time_ms", "mfu", "tokens_per_s", "lr", "train_loss", "val_loss")
+    FIELDS = ("iter", "loss", "time_ms", "mfu", "tokens_per_s", "lr", "train_loss", "val_loss",
+              "val_bits_per_char")  # fmt: skip
 
     def __init__(self, path: Path, start: int):
         """Continue the log at iteration start: rows from there on are about to be written again."""

@@ -55,8 +55,8 @@ class Split:
 def load_data(name: str, block_size: int, machine: Machine):
     """(train, val, meta) of data/<name>; fetches the default corpus when it is not there.
 
-    meta is meta.json with its tokenizer made. Raises ValueError when the files are missing, damaged or
-    too short for block_size.
+    meta is meta.json with its tokenizer made, and a SHA-256 of all that the tokens follow from. Raises
+    ValueError when the files are missing, damaged or too short for block_size.
     """
     folder = prepare.DATA / name
     if not (folder / "meta.json").is_file() and machine.local_rank == 0:
@@ -67,9 +67,11 @@ def load_data(name: str, block_size: int, machine: Machine):
         dist.barrier()
     meta = checkpoint.read_json(folder / "meta.json")
     try:
-        meta["tokenizer"] = tokenizer.from_dict(meta["tokenizer"])
         counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
-        str(meta["sha256"]), str(meta["source"])
+        meta["sha256"] = checkpoint.digest([meta["sha256"], counts, meta["tokenizer"]])
+        meta["tokenizer"] = tokenizer.from_dict(meta["tokenizer"])
+        meta["val_characters"] = int(meta["val_characters"])
+        str(meta["source"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / 'meta.json'} is damaged; run prepare.py again") from None
     for split, count in counts.items():

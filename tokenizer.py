@@ -1,8 +1,11 @@
-"""Text to token ids and back.
+"""Text to token ids and back: characters, or byte-pair encoding.
 
-A tokenizer has `vocab_size`, `encode(text) -> ids`, `decode(ids) -> text` and `to_dict()`, which is
-plain JSON; `from_dict` makes it again. It is stored in meta.json and in every checkpoint.
+A tokenizer has `vocab_size`, `encode(text) -> ids`, `decode(ids) -> text`, `decode_bytes(ids) -> UTF-8`,
+and `to_dict()`, which is plain JSON; `from_dict` makes it again. It is stored in meta.json and in every
+checkpoint.
 """
+
+import base64
 
 import numpy as np
 
@@ -52,12 +55,93 @@ class CharTokenizer:
         points = self._points[np.asarray(ids, dtype=np.int64)]
         return points.tobytes().decode("utf-32-le", "surrogatepass")
 
+    def decode_bytes(self, ids) -> bytes:
+        return self.decode(ids).encode("utf-8", "surrogatepass")
+
     def to_dict(self) -> dict:
         return {"kind": "char", "chars": self.chars}
 
 
-def from_dict(d: dict) -> CharTokenizer:
+# How GPT-2 cuts text before pairs are merged: contractions, words, numbers, signs, white space.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LARGEST = 65_536  # ids are uint16
+
+
+class BPETokenizer:
+    """Byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909), run by tiktoken; it can spell any text.
+
+    tokens: the bytes of each id, the more often merged first, every single byte among them.
+    special: tokens with a meaning of their own, which no text encodes to; their ids are the last.
+    """
+
+    def __init__(self, tokens: list[bytes], special: tuple[str, ...] = ()):
+        import tiktoken  # takes a tenth of a second, which a model of characters need not wait
+
+        if len(set(tokens)) != len(tokens) or not {bytes([b]) for b in range(256)} <= set(tokens):
+            raise ValueError("a byte-pair vocabulary has every byte, and no token twice")
+        self.tokens, self.special = tokens, tuple(special)
+        self.vocab_size = len(tokens) + len(self.special)
+        if self.vocab_size > LARGEST:
+            raise ValueError(f"a vocabulary is at most {LARGEST:,} tokens")
+        self._encoding = tiktoken.Encoding(
+            "drama",
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+            special_tokens={name: len(tokens) + n for n, name in enumerate(self.special)},
+        )
+
+    @classmethod
+    def learn(cls, chunks, vocab_size: int) -> "BPETokenizer":
+        """A vocabulary of vocab_size tokens, or as many as there are to find, from text in pieces.
+
+        Raises ValueError without rustbpe.
+        """
+        try:
+            import rustbpe
+        except ImportError:
+            raise ValueError("learning a byte-pair vocabulary needs rustbpe: pip install rustbpe") from None
+        trainer = rustbpe.Tokenizer()
+        trainer.train_from_iterator(chunks, vocab_size=vocab_size, pattern=GPT2_PATTERN)
+        return cls([bytes(token) for token, _ in trainer.get_mergeable_ranks()])
+
+    @classmethod
+    def gpt2(cls) -> "BPETokenizer":
+        """GPT-2's own, from tiktoken. Raises OSError where its files cannot be fetched."""
+        import tiktoken
+
+        try:
+            encoding = tiktoken.get_encoding("gpt2")
+        except Exception as e:  # whatever its HTTP library raises
+            raise OSError(
+                0,
+                f"tiktoken could not fetch GPT-2's vocabulary ({type(e).__name__}); try again with a "
+                "network, or set TIKTOKEN_CACHE_DIR to a folder where it was fetched before",
+            ) from None
+        tokens = [encoding.decode_single_token_bytes(n) for n in range(encoding.n_vocab - 1)]
+        return cls(tokens, ("<|endoftext|>",))
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids, at most one a UTF-8 byte, uint16."""
+        return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
+
+    def decode(self, ids) -> str:
+        """The text; bytes that are no UTF-8, as where a character was cut in two, as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids) -> bytes:
+        return self._encoding.decode_bytes(np.asarray(ids, dtype=np.int64).tolist())
+
+    def to_dict(self) -> dict:
+        tokens = [base64.b64encode(token).decode() for token in self.tokens]
+        return {"kind": "bpe", "tokens": " ".join(tokens), "special": list(self.special)}
+
+
+def from_dict(d: dict):
     """The tokenizer that `to_dict` described. Raises ValueError for anything else."""
-    if not isinstance(d, dict) or d.get("kind") != "char" or not isinstance(d.get("chars"), str):
-        raise ValueError("not a tokenizer that this version knows")
-    return CharTokenizer(d["chars"])
+    kind = d.get("kind") if isinstance(d, dict) else None
+    if kind == "char" and isinstance(d.get("chars"), str):
+        return CharTokenizer(d["chars"])
+    if kind == "bpe" and isinstance(d.get("tokens"), str) and isinstance(d.get("special"), list):
+        tokens = [base64.b64decode(token) for token in d["tokens"].split()]
+        return BPETokenizer(tokens, tuple(map(str, d["special"])))
+    raise ValueError("not a tokenizer that this version knows")

@@ -341,11 +341,15 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 if found is None:
                     break
                 val_loss = found
-                say(f"step {i}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+                bits = val_loss / math.log(2) * len(val_split) / meta["val_characters"]
+                say(
+                    f"step {i}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, "
+                    f"{bits:.4f} bits a character"
+                )
                 if not math.isfinite(val_loss):
                     raise FloatingPointError(f"the validation loss is {val_loss} at iteration {i}; {way_out}")
                 if rank == 0:
-                    log.row(iter=i, train_loss=train_loss, val_loss=val_loss)
+                    log.row(iter=i, train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
                 if i and val_loss < best:
                     best = val_loss
                     save("ckpt.pt", iteration=i, train_loss=train_loss, val_loss=val_loss)

@@ -60,6 +60,24 @@ def test_a_person_s_own_plays_from_text_to_dialogue(clone):
     assert status == 2 and "'R'" in err and len(err.splitlines()) == 1
 
 
+def test_a_model_of_byte_pairs_reads_and_writes_any_text(clone):
+    pytest.importorskip("rustbpe")
+    command = ("prepare.py", "--input=play.txt", "--dataset=pairs", "--tokenizer=bpe", "--vocab_size=300")
+    status, out, err = run(clone, *command)
+    assert (status, err) == (0, "") and "300 different tokens" in out
+    status, out, err = run(clone, "train_drama.py", "--dataset=pairs", "--out_dir=model/pairs", *TINY)
+    assert (status, err) == (0, "")
+    loss, bits = re.search(r"step 30: .*val loss (\d\.\d+), (\d\.\d+) bits a character", out).groups()
+    assert float(bits) < float(loss) / 0.6931  # a token is several characters
+    status, out, err = run(clone, "sample.py", "--out_dir=model/pairs", "--start=戏 😀", "--num_samples=2")
+    assert (status, err) == (0, "") and out.startswith("戏 😀") and out.count("\n---------------\n") == 2
+    clash = ("prepare.py", "--input=play.txt", "--dataset=pairs")  # the same text in another vocabulary
+    assert run(clone, *clash)[0] == 0
+    command = ("train_drama.py", "--dataset=pairs", "--out_dir=model/pairs", *TINY, "--max_iters=40")
+    status, _, err = run(clone, *command)
+    assert status == 2 and "the text in data/pairs" in err
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_same_command_goes_on(clone, signum):
     out_dir = f"--out_dir=model/{signum.name}"

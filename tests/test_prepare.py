@@ -59,6 +59,33 @@ def test_the_two_splits_hold_the_whole_text_in_order(call, folder):
     assert f"{len(text):,} characters" in out and f"{len(train):,} training tokens" in out
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000, 1 << 22])
+def test_byte_pairs_are_learned_from_the_training_split_alone(folder, monkeypatch, size):
+    pytest.importorskip("rustbpe")
+    monkeypatch.setattr(prepare, "CHUNK", size)
+    text = play(40) + "  \n\n " + "QQQQQQ \u4f60\u597d " * 30  # the last part, in the validation split alone
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    prepare.prepare(prepare.Settings(input="a.txt", tokenizer="bpe", vocab_size=300))
+    meta, train, val = read(folder)
+    tok = from_dict(meta["tokenizer"])
+    assert train + val == text and meta["val_characters"] == len(val) and tok.vocab_size == 300
+    assert meta["train_tokens"] < len(train) / 1.5 and b"QQ" not in tok.tokens
+    assert meta["train_tokens"] == len(tok.encode(train)) and meta["val_tokens"] == len(tok.encode(val))
+
+
+def test_without_a_network_gpt2_s_vocabulary_is_asked_for_in_one_line(call, folder, monkeypatch):
+    import tiktoken
+
+    def no_network(name):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    (folder / "a.txt").write_text(play(), encoding="utf-8")
+    status, _, err = call("prepare.py", "--input=a.txt", "--tokenizer=gpt2")
+    assert status == 1 and "TIKTOKEN_CACHE_DIR" in err and len(err.splitlines()) == 1
+    assert not list(folder.glob("data/**/*.*"))
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_bom_and_newline_style_make_no_difference(call, folder, newline, bom):
@@ -185,6 +212,8 @@ def test_wrong_text_gets_one_line_and_leaves_nothing(call, folder, content, word
         (dict(dataset="../x"), "folder name"),
         (dict(val_fraction=1), "between 0 and 1"),
         (dict(source="hamlet"), "neither"),
+        (dict(tokenizer="words"), "none of char, bpe, gpt2"),
+        (dict(tokenizer="bpe", vocab_size=255), "vocab_size=255"),
         (dict(imput="a.txt"), "did you mean input?"),
     ],
 )
