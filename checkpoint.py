@@ -2,18 +2,15 @@
 
     ckpt.pt   the best model so far with its tokenizer and settings: all that sampling needs
     last.pt   the whole training state: all that resuming needs
-    log.csv   every number the run printed
 
-The first two are dictionaries of plain values and tensors in PyTorch's zip format, loaded with
+Both are dictionaries of plain values and tensors in PyTorch's zip format, loaded with
 `weights_only=True`, so that loading executes nothing; a SHA-256 over every value finds damage.
 """
 
 import contextlib
-import csv
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -190,32 +187,6 @@ def read_json(path: Path) -> dict:
     return value
 
 
-class Log:
-    """log.csv: every number the run printed, one row a line."""
-
-    FIELDS = ("iter", "loss", "time_ms", "mfu", "tokens_per_s", "lr", "train_loss", "val_loss",
-              "val_bits_per_char")  # fmt: skip
-
-    def __init__(self, path: Path, start: int):
-        """Continue the log at iteration start: rows from there on are about to be written again."""
-        self.path = path
-        rows = []
-        if start and path.is_file():
-            with open(path, newline="", encoding="utf-8") as f:
-                rows = [
-                    r for r in csv.DictReader(f) if (r.get("iter") or "").isdigit() and int(r["iter"]) < start
-                ]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.FIELDS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(path, lambda f: f.write(text.getvalue().encode()))
-
-    def row(self, **values):
-        with open(self.path, "a", newline="", encoding="utf-8") as f:
-            csv.DictWriter(f, self.FIELDS, lineterminator="\n").writerow(values)
-
-
 @contextlib.contextmanager
 def lock(out: Path):
     """Keep every other training out of a folder.
@@ -246,7 +217,7 @@ def set_aside(out: Path) -> list[str]:
 
     Returns their new names, none where there was no earlier run.
     """
-    names = ("ckpt.pt", "last.pt", "log.csv")
+    names = ("ckpt.pt", "last.pt", "log.csv", "loss.png")
     number = 1
     while any((out / name.replace(".", f"-{number}.")).exists() for name in names):
         number += 1

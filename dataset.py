@@ -26,7 +26,7 @@ class Split:
             raise ValueError(
                 f"{path} has {path.stat().st_size:,} bytes where meta.json says {2 * n_tokens:,}; {again}"
             )
-        self.device = device
+        self.device, self.vocab_size = device, vocab_size
         self.mapped = np.memmap(path, dtype="<u2", mode="r")
         if self.mapped.max() >= vocab_size:
             raise ValueError(f"{path} holds tokens that meta.json does not know; {again}")
@@ -88,14 +88,23 @@ def load_data(name: str, block_size: int, machine: Machine):
 def draw_batches(split: Split, settings, iteration: int, machine: Machine):
     """Yield this process's x, y (batch_size / processes, block_size), once an accumulation step.
 
-    settings is train_drama's. Where the windows start follows from (seed, iteration) alone, and all
-    processes together see what one would see.
+    settings is train_drama's. What is drawn follows from (seed, iteration) alone, and all processes together
+    see what one would see. With corruption, that share of the tokens in x is replaced by any others.
     """
     shape = (settings.gradient_accumulation_steps, machine.world, settings.batch_size // machine.world)
     stream = random_stream(settings.seed, "batch", iteration)
     starts = torch.randint(len(split) - settings.block_size, shape, generator=stream)
-    for step_starts in starts[:, machine.rank]:
-        yield split.windows(step_starts, settings.block_size)
+    for step, step_starts in enumerate(starts[:, machine.rank]):
+        x, y = split.windows(step_starts, settings.block_size)
+        if settings.corruption:
+            stream, all_processes = (
+                random_stream(settings.seed, "corruption", iteration, step),
+                (machine.world, *x.shape),
+            )
+            replaced = torch.rand(all_processes, generator=stream)[machine.rank] < settings.corruption
+            others = torch.randint(split.vocab_size, all_processes, generator=stream)[machine.rank]
+            x = torch.where(replaced.to(x.device), others.to(x.device), x)
+        yield x, y
 
 
 def fixed_windows(n_tokens: int, block_size: int, limit: int = 0) -> list:

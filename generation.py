@@ -139,10 +139,12 @@ def stream(
     top_p: float = 1.0,
     seed: int = 1337,
     first_row: int = 0,
+    director=None,
 ):
     """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
 
-    temperature 0 always takes the likeliest token. Row n draws one uniform number a token from the
+    temperature 0 always takes the likeliest token. A director (scene.Director) may forbid tokens and end it
+    all sooner. Row n draws one uniform number a token from the
     stream addressed by (seed, first_row + n), so it does not depend on how many rows there are.
     When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
     one; with learned positions, the most recent half of the context is read again and decoding goes on
@@ -159,8 +161,15 @@ def stream(
     unread = idx[:, -block_size:]
     for i in range(max_new_tokens):
         logits = decode(unread) if cache.length else model(unread, cache=cache)[0]  # else: prefill
-        token = pick(logits[:, -1], uniforms[:, i], temperature, top_k, top_p)
+        logits = logits[:, -1]
+        if director:
+            logits = director.confine(logits)
+        token = pick(logits, uniforms[:, i], temperature, top_k, top_p)
+        if director:
+            director.saw(token)
         yield token
+        if director and director.done():
+            return
         text[:, T + i] = token[:, 0]
         unread = token
         if cache.length == block_size and model.wpe:

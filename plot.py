@@ -5,10 +5,12 @@ python plot.py model/a/log.csv model/b/log.csv --out=both.png  several runs side
 """
 
 import csv
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoint import write_atomically
 from configurator import configure, run
 
 
@@ -25,7 +27,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     try:
         with open(path, newline="", encoding="utf-8") as f:
             for row in csv.DictReader(f):
-                for name in row.keys() - {"iter"}:
+                for name in row.keys() - {"iter", "sample"}:
                     if row[name]:
                         iterations, values = columns.setdefault(name, ([], []))
                         iterations.append(int(row["iter"]))
@@ -76,10 +78,12 @@ def draw(logs: list[Path], out: Path):
     below.set_ylabel("learning rate")
     below.set_xlabel("iteration")
     below.grid(alpha=0.3)
+    picture = io.BytesIO()
     try:
-        figure.savefig(out)
+        figure.savefig(picture, format=out.suffix[1:] or "png")
     except ValueError as e:
         raise ValueError(f"out={str(out)!r}: {e}") from None
+    write_atomically(out, lambda f: f.write(picture.getvalue()))
 
 
 def main():

@@ -2,6 +2,7 @@
 
 python sample.py --start="LUCIO:"
 python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=0.7
+python sample.py --cast="LUCIO,ISABELLA" --turns=8 --num_samples=1 --format=fountain
 """
 
 import codecs
@@ -9,14 +10,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import checkpoint
 from configurator import configure, run
-from generation import generate, pack, stream
+from generation import pack, stream
 from machine import DTYPES, find_device, find_dtype
+from prepare import DATA
+from scene import Cast, Director, as_json, fountain, speeches
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
+LONGEST_SPEECH = 1000  # tokens that a turn may take on average
 BATCH = 100  # samples decoded together; bounds the memory of the key/value cache
 
 
@@ -28,6 +33,9 @@ class Settings:
     start: str = "\n"  # the text to continue, as in "LUCIO:"; FILE:prompt.txt reads it from a file
     num_samples: int = 10  # how many texts; one alone is written out as it comes
     max_new_tokens: int = 500  # the length of each: characters, or tokens of some characters
+    cast: str = ""  # who may speak, as in "LUCIO,ISABELLA"; empty: whoever the model likes
+    turns: int = 0  # end after so many whole speeches, whatever max_new_tokens says; 0: do not
+    format: str = "text"  # text, fountain (a screenplay) or json
     # How
     temperature: float = 0.8  # below 1 is safer, above 1 wilder; 0 always takes the likeliest
     top_k: int = 200  # only the so many likeliest tokens take part; 0 lets all
@@ -44,10 +52,13 @@ class Settings:
             "max_new_tokens": 1,
             "temperature": 0,
             "top_k": 0,
+            "turns": 0,
             "seed": 0,
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        if self.format not in ("text", "fountain", "json"):
+            raise ValueError(f"format={self.format!r} is none of text, fountain, json")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
         if not 0 < self.top_p <= 1:
@@ -80,31 +91,70 @@ def sample(settings: Settings):
             "python train_drama.py config/laptop.py); the first is saved after eval_interval iterations"
         )
     prompt = read_prompt(settings.start)
-    model, tok = checkpoint.build_model(checkpoint.load(path), path)
+    state = checkpoint.load(path)
+    model, tok = checkpoint.build_model(state, path)
+    names = [name.strip() for name in settings.cast.split(",") if name.strip()]
+    cast = Cast(names, tok) if names else None
+    unheard = [name for name in names if name not in known_names(state, tok, default=names)]
+    if unheard:
+        print(f"the training text has no speech by {', '.join(unheard)}", file=sys.stderr)
     device = find_device(settings.device)
     pack(model.to(device), find_dtype(settings.dtype, device))
     ids = torch.from_numpy(tok.encode(prompt).astype("int64"))
-    how = dict(
+    live = settings.num_samples == 1 and settings.format == "text" and sys.stdout.isatty()
+    texts = []
+    for first in range(0, settings.num_samples, BATCH):
+        rows = min(BATCH, settings.num_samples - first)
+        written = write(settings, model, tok, prompt, ids.to(device).expand(rows, -1), cast, first, live)
+        if settings.format == "text":
+            for text in written:
+                print("" if live else text)
+                print("---------------", flush=True)
+        texts += written
+    if settings.format != "text":
+        print((fountain if settings.format == "fountain" else as_json)(texts))
+
+
+def write(settings: Settings, model, tok, prompt: str, idx, cast, first: int, live: bool) -> list[str]:
+    """The texts that continue idx (B, T), which is the prompt; printed as they come where live."""
+    rows = len(idx)
+    director = Director(tok, prompt, rows, cast, settings.turns) if cast or settings.turns else None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two tokens
+    tokens = []
+    if live:
+        print(prompt, end="", flush=True)
+    for token in stream(
+        model,
+        idx,
+        LONGEST_SPEECH * settings.turns or settings.max_new_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k or None,
         top_p=settings.top_p,
         seed=settings.seed,
-    )
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    live = settings.num_samples == 1 and sys.stdout.isatty()
-    if live:
-        print(prompt, end="", flush=True)
-        for token in stream(model, ids.to(device)[None], settings.max_new_tokens, **how):
+        first_row=first,
+        director=director,
+    ):
+        tokens.append(token)
+        if live:
             print(decoder.decode(tok.decode_bytes(token[0].tolist())), end="", flush=True)
-        print("\n---------------")
-        return
-    for first in range(0, settings.num_samples, BATCH):
-        rows = min(BATCH, settings.num_samples - first)
-        batch = ids.to(device).expand(rows, -1)
-        for row in generate(model, batch, settings.max_new_tokens, first_row=first, **how).tolist():
-            decoder.reset()  # what it holds of a character that was cut in two
-            print(prompt + decoder.decode(tok.decode_bytes(row[len(ids) :])))
-            print("---------------", flush=True)
+    if director:
+        return [director.written(row) for row in range(rows)]
+    texts = []
+    for new in torch.cat(tokens, dim=1).tolist():
+        decoder.reset()
+        texts.append(prompt + decoder.decode(tok.decode_bytes(new)))
+    return texts
+
+
+def known_names(state: dict, tok, default: list[str]) -> set[str]:
+    """Who speaks in the text that a model was trained on; the default where that is not here any more."""
+    path = DATA / str(state["settings"].get("dataset")) / "train.bin"
+    if not path.is_file():
+        return set(default)
+    ids = np.fromfile(path, dtype="<u2")
+    if len(ids) and ids.max() >= tok.vocab_size:  # prepared anew, in another way
+        return set(default)
+    return {name for name, _ in speeches(tok.decode(ids))}
 
 
 def main():

@@ -9,6 +9,7 @@ The same command run again continues where the run was stopped.
 """
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -22,11 +23,14 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
+import plot
 from configurator import configure, one_line, run
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
+from generation import generate, pack
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
 from optimizer import learning_rate_at, make_optimizers, restore
+from tracking import open_logs
 
 # ---------------------------------------------------------------------------- settings
 
@@ -57,6 +61,7 @@ class Settings:
     warmup_iters: int = 100  # iterations of rising learning rate; more when the loss jumps at the start
     lr_decay_iters: int = 5000  # iteration at which the cosine reaches min_lr; usually max_iters
     optimizer: str = "adamw"  # adamw; or muon for the matrices of the blocks, which learns faster
+    corruption: float = 0.0  # share of input tokens replaced at random; against overfitting, as dropout is
     weight_decay: float = 0.1  # pull of the matrices towards zero; raise it against overfitting
     beta1: float = 0.9  # AdamW: memory of the gradient
     beta2: float = 0.99  # AdamW: memory of its square; 0.95 for batches of a million tokens
@@ -66,21 +71,23 @@ class Settings:
     eval_interval: int = 250  # iterations between evaluations; each costs up to five iterations' time
     eval_iters: int = 0  # 0: the whole val split; else at most this many batches of windows, for a huge one
     log_interval: int = 10  # iterations between lines
+    sample_interval: int = 0  # iterations between short samples, to see it learn to speak; 0: none
+    tensorboard: bool = False  # write to out_dir/tensorboard as well; needs pip install tensorboard
+    wandb: bool = False  # write to wandb.ai as well; needs pip install wandb
     # Machine
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them, or cuda:1
     dtype: str = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32
     compile: bool | None = None  # None: torch.compile on CUDA; true or false to insist
 
     def __post_init__(self):
-        at_least = {"max_iters": 0, "warmup_iters": 0, "lr_decay_iters": 0, "eval_iters": 0, "seed": 0}
-        at_least |= dict.fromkeys(
-            ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval"), 1
-        )
-        at_least |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay", "grad_clip", "save_minutes"), 0)
+        zero = ("max_iters", "warmup_iters", "lr_decay_iters", "eval_iters", "sample_interval", "seed")
+        zero += ("learning_rate", "min_lr", "weight_decay", "grad_clip", "save_minutes")
+        one = ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
+        at_least = {**dict.fromkeys(zero, 0), **dict.fromkeys(one, 1)}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is below {least}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "corruption"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not at least 0 and below 1")
         choices = {
@@ -98,9 +105,12 @@ class Settings:
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
 
 
+SAMPLE = 200  # tokens of the samples on the way
+
 # Settings that may differ when a run is continued: the iterations it takes stay the same.
 FREE_TO_CHANGE = {
     "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "eval_iters", "log_interval",
+    "sample_interval", "tensorboard", "wandb",
     "device", "dtype", "compile",
 }  # fmt: skip
 
@@ -237,9 +247,11 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     train_split, val_split, meta = data
     hear = "python sample.py" + ("" if settings.out_dir == "model" else f" --out_dir={settings.out_dir}")
 
+    live = rank == 0 and sys.stdout.isatty()
+
     def say(text: str):
         if rank == 0:
-            print(text, flush=True)
+            print("\r\x1b[K" * live + text, flush=True)
 
     # the model, new or as it was saved
     state = saved_run(settings, meta) if rank == 0 else None
@@ -273,7 +285,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     elif rank == 0 and (kept := checkpoint.set_aside(out)):
         say(f"the earlier run's files in {out} are kept as {', '.join(kept)}")
     del state
-    log = checkpoint.Log(out / "log.csv", start) if rank == 0 else None
+    logs = open_logs(settings, out, start) if rank == 0 else []
 
     # what lies ahead
     peak, peak_source = peak_flops(machine)
@@ -299,6 +311,25 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     trained = compiled(model, settings, machine, say)
     if world > 1:
         trained = torch.nn.parallel.DistributedDataParallel(trained)
+
+    def log(**values):
+        for place in logs:
+            place.row(**values)
+
+    def show_losses():
+        try:
+            if rank == 0:
+                plot.draw([out / "log.csv"], out / "loss.png")
+        except (ValueError, OSError) as e:
+            say(f"no picture of the losses: {one_line(e)}")
+
+    def show_sample(i: int):
+        writer = pack(copy.deepcopy(model), machine.dtype)  # decoding as in sample.py, the model left alone
+        first, _ = val_split.windows(torch.tensor([0]), 1)  # the token that the validation text begins with
+        ids = generate(writer, first, SAMPLE, temperature=0.8, seed=settings.seed)
+        text = meta["tokenizer"].decode(ids[0].tolist()).strip("\n")
+        say(f"sample {i}:\n{text}\n---------------")
+        log(iter=i, sample=text)
 
     # as many windows of the train split as of the whole val split, always the same ones
     most = settings.eval_iters * max(1, EVAL_TOKENS // settings.block_size)
@@ -326,10 +357,12 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
 
     way_out = f"{out} keeps the last good state; start over with a lower --learning_rate"
     i, val_loss, ended = start, best, False
-    with Stop() as stop:
+    with Stop() as stop, contextlib.ExitStack() as at_the_end:
+        for place in logs:
+            at_the_end.callback(place.close)
         model.train()
-        saved_at = line_at = time.perf_counter()
-        since_line = 0  # iterations
+        saved_at = line_at = drawn_at = shown_at = time.perf_counter()
+        since_line, per_iter = 0, 0.0  # iterations since the last line, and the seconds of each before it
         while i <= settings.max_iters and not ended:
             # evaluation
             if i % settings.eval_interval == 0 or i == settings.max_iters:
@@ -348,14 +381,20 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 )
                 if not math.isfinite(val_loss):
                     raise FloatingPointError(f"the validation loss is {val_loss} at iteration {i}; {way_out}")
-                if rank == 0:
-                    log.row(iter=i, train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
+                log(iter=i, train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
                 if i and val_loss < best:
                     best = val_loss
                     save("ckpt.pt", iteration=i, train_loss=train_loss, val_loss=val_loss)
                 save_last(i)
+                if time.perf_counter() - drawn_at > 60:
+                    show_losses()
+                    drawn_at = time.perf_counter()
                 saved_at = time.perf_counter()
                 line_at += saved_at - paused_at
+            if settings.sample_interval and i and i % settings.sample_interval == 0 and rank == 0:
+                paused_at = time.perf_counter()
+                show_sample(i)
+                line_at += time.perf_counter() - paused_at
 
             # one update; what is dropped follows from (seed, iteration, rank) alone
             lr = learning_rate_at(settings, i)
@@ -401,15 +440,13 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 )
                 if not math.isfinite(mean_loss):
                     raise FloatingPointError(f"the loss is {mean_loss} at iteration {i - 1}; {way_out}")
-                if rank == 0:
-                    log.row(
-                        iter=i - 1,
-                        loss=mean_loss,
-                        time_ms=per_iter * 1000,
-                        mfu=mfu,
-                        tokens_per_s=speed,
-                        lr=lr,
-                    )
+                log(
+                    iter=i - 1, loss=mean_loss, time_ms=per_iter * 1000, mfu=mfu, tokens_per_s=speed, lr=lr
+                )  # fmt: skip
+            if live and (now := time.perf_counter()) - shown_at > 0.2:  # gone when the next line comes
+                left = duration((settings.max_iters + 1 - i) * per_iter)
+                print(f"\r\x1b[K{i:,} of {settings.max_iters:,}, {left} left", end="", flush=True)
+                shown_at = now
             if (now := time.perf_counter()) - saved_at > settings.save_minutes * 60:
                 save_last(i)
                 saved_at = time.perf_counter()
@@ -419,6 +456,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             elif line or device.type == "cpu":  # a signal to one process ends all, after the same iteration
                 ended = machine.sum(torch.tensor(float(bool(stop)), device=device)).item() > 0
         save_last(i)
+    show_losses()
     stopped = i <= settings.max_iters
     if stopped:
         same = "the same command" + (" without --init_from" if settings.init_from == "scratch" else "")

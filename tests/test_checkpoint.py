@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import checkpoint
-from checkpoint import CheckpointError, Log
+from checkpoint import CheckpointError
 from generation import generate
 from model import GPT, GPTConfig
 from tokenizer import CharTokenizer
+from tracking import Log
 
 TOK = CharTokenizer("abcdefgh")
 

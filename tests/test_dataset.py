@@ -62,6 +62,18 @@ def test_a_batch_follows_from_its_iteration_and_is_split_among_processes(corpus)
     assert torch.equal(torch.cat(four, dim=1), one)
 
 
+def test_corruption_replaces_its_share_of_the_input_and_nothing_of_the_targets(corpus):
+    train, _, _ = load_data("drama", 32, CPU)
+    plain, corrupt = (Settings(batch_size=64, block_size=32, corruption=c) for c in (0.0, 0.3))
+    (x, y), (corrupted, targets) = (next(draw_batches(train, s, 5, CPU)) for s in (plain, corrupt))
+    assert torch.equal(y, targets) and corrupted.max() < train.vocab_size
+    assert (x != corrupted).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    halves = [
+        next(draw_batches(train, corrupt, 5, Machine(CPU.device, CPU.dtype, n, n, 2)))[0] for n in (0, 1)
+    ]
+    assert torch.equal(torch.cat(halves), corrupted)
+
+
 def test_batches_reach_every_part_of_the_text(corpus):
     train, _, _ = load_data("drama", 32, CPU)
     settings = Settings(block_size=32, batch_size=512)

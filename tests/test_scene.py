@@ -1,0 +1,109 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import play
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generation import generate
+from model import GPT, GPTConfig
+from scene import Cast, Director, as_json, fountain, speeches
+from tokenizer import BPETokenizer, CharTokenizer
+
+TEXT = "LUCIO:\nGood day.\nSpeak.\n\nFirst Lord:\nNo:\nnever.\n\n"
+CHARS = CharTokenizer("".join(sorted(set(play() + TEXT + "罗密欧：Z"))))
+PAIRS = BPETokenizer(
+    [*(bytes([b]) for b in range(256)), b"IS", b"LU", b"LUC", b"\n\n", b":\n", b"LUCIOUS", b"AB"]
+)
+
+
+def random_model(tok, seed=0):
+    torch.manual_seed(seed)
+    shape = dict(block_size=64, vocab_size=tok.vocab_size, n_layer=1, n_head=2, n_embd=16, bias=True)
+    model = GPT(GPTConfig(**shape))
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    often = model.ln_f.bias.data.normal_()  # a newline every ten tokens: there will be many speeches
+    model.ln_f.weight.data *= 0.1
+    boost = math.log(tok.vocab_size / 9) / often.square().sum()
+    model.wte.weight.data[tok.encode("\n").item()] += boost * often
+    return model.eval()
+
+
+def write(tok, prompt, names, turns=0, n=400, rows=3, seed=0):
+    director = Director(tok, prompt, rows, Cast(names, tok) if names else None, turns)
+    idx = torch.from_numpy(tok.encode(prompt).astype("int64")).expand(rows, -1)
+    generate(random_model(tok, seed), idx, n, director=director)
+    return [director.written(row) for row in range(rows)]
+
+
+def test_speeches_are_told_apart():
+    assert speeches(TEXT) == [("LUCIO", "Good day.\nSpeak."), ("First Lord", "No:\nnever.")]
+    assert speeches("罗密欧：\n我爱你\n\n朱丽叶：\n") == [("罗密欧", "我爱你"), ("朱丽叶", "")]
+    assert speeches("of the king\n\n" + TEXT)[0] == ("", "of the king") and speeches("\n\n") == []
+    assert speeches("A:\none\n\ntwo") == [("A", "one\n\ntwo")]
+
+
+@pytest.mark.parametrize("tok", [CHARS, PAIRS], ids=["characters", "pairs"])
+@pytest.mark.parametrize("names", [["LUCIO"], ["LUCIO", "ISABELLA", "罗密欧"], ["LUCIO", "LUCIO II"]])
+def test_only_the_cast_speaks(tok, names):
+    heard = set()
+    for seed in range(4):
+        for text in write(tok, "\n", names, seed=seed):
+            found = speeches(text)[:-1]  # the last one may have been cut within its name
+            assert {name for name, _ in found} <= set(names), text
+            heard |= {name for name, _ in found}
+    assert heard == set(names) or len(names) == 3  # everyone gets to speak
+
+
+@pytest.mark.parametrize("tok", [CHARS, PAIRS], ids=["characters", "pairs"])
+def test_a_speech_under_way_is_ended_before_the_cast_takes_over(tok):
+    for text in write(tok, "First Lord:\nMy", ["LUCIO"]):
+        names = [name for name, _ in speeches(text)]
+        assert names[0] == "First Lord" and set(names[1:-1]) <= {"LUCIO"}
+
+
+@pytest.mark.parametrize("prompt, whole", [("\n", 3), ("LUCIO:", 3), (TEXT, 5), (TEXT + "LUCIO:\nHe", 5)])
+def test_turns_are_whole_speeches(prompt, whole):
+    for text in write(CHARS, prompt, ["LUCIO", "ISABELLA"], turns=3, n=5000):
+        assert len(speeches(text)) == whole and text.startswith(prompt)
+        assert text.endswith("\n") and not text.endswith("\n\n\n")
+
+
+def test_the_model_s_own_probabilities_choose_among_the_names():
+    cast = Cast(["LUCIO", "ISABELLA"], PAIRS)
+    assert {PAIRS.tokens[n] for n in cast.allowed(b"x\n\n")} == {b"L", b"LU", b"LUC", b"I", b"IS"}
+    assert {PAIRS.tokens[n] for n in cast.allowed(b"x\n\nLU")} == {b"C"}
+    assert {PAIRS.tokens[n] for n in cast.allowed(b"x\n\nLUCIO")} == {b":", b":\n"}
+    assert cast.allowed(b"x\n\nLUCIO:\n") is None and cast.allowed(b"x\n\nLUCIO:\nI go") is None
+    logits = torch.randn(1, PAIRS.vocab_size)
+    director = Director(PAIRS, "x\n\n", 1, cast)
+    kept = director.confine(logits.clone())
+    inside = kept.isfinite()
+    assert inside.sum() == 5 and torch.equal(kept[inside], logits[inside])
+
+
+def test_a_name_that_cannot_be_spelled_is_refused():
+    with pytest.raises(ValueError, match=r"cast: .*'é'"):
+        Cast(["René"], CHARS)
+
+
+def test_a_screenplay_gives_back_its_speeches():
+    text = fountain([TEXT, "LUCIO:\n\n\n"])
+    assert text == "@LUCIO\nGood day.\nSpeak.\n\n@First Lord\nNo:\nnever.\n\n===\n\n@LUCIO\n..."
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=40), max_size=4))
+def test_any_text_can_be_printed_in_every_form(texts):
+    assert len(json.loads(as_json(texts))) == len(texts)
+    fountain(texts)
+
+
+def test_json_has_speakers_and_their_words():
+    assert json.loads(as_json(["so\n\n" + TEXT])) == [[
+        {"speaker": None, "text": "so"},
+        {"speaker": "LUCIO", "text": "Good day.\nSpeak."},
+        {"speaker": "First Lord", "text": "No:\nnever."},
+    ]]  # fmt: skip

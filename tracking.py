@@ -1,0 +1,101 @@
+"""Where a run's numbers go: log.csv always, TensorBoard and Weights & Biases when asked for.
+
+All have row(iter=..., name=value, ...), which is called where a line is printed, and close().
+"""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+from checkpoint import write_atomically
+
+
+class Log:
+    """log.csv: every number the run printed, one row a line."""
+
+    FIELDS = (
+        "iter", "loss", "time_ms", "mfu", "tokens_per_s", "lr", "train_loss", "val_loss", "val_bits_per_char",
+        "sample",
+    )  # fmt: skip
+
+    def __init__(self, path: Path, start: int):
+        """Continue the log at iteration start: rows from there on are about to be written again."""
+        self.path = path
+        rows = []
+        if start and path.is_file():
+            with open(path, newline="", encoding="utf-8") as f:
+                rows = [
+                    r for r in csv.DictReader(f) if (r.get("iter") or "").isdigit() and int(r["iter"]) < start
+                ]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.FIELDS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, lambda f: f.write(text.getvalue().encode()))
+
+    def row(self, **values):
+        with open(self.path, "a", newline="", encoding="utf-8") as f:
+            csv.DictWriter(f, self.FIELDS, lineterminator="\n").writerow(values)
+
+    def close(self):
+        pass
+
+
+def open_logs(settings, out: Path, start: int) -> list:
+    """What settings (train_drama's) ask for, in the folder `out`, from iteration start on."""
+    values = dataclasses.asdict(settings)
+    logs = [Log(out / "log.csv", start)]
+    if settings.tensorboard:
+        logs.append(TensorBoard(out / "tensorboard", start, values))
+    if settings.wandb:
+        logs.append(WandB(out / "wandb", start, values))
+    return logs
+
+
+class TensorBoard:
+    """The same for `tensorboard --logdir`. Raises ValueError where the package is missing."""
+
+    def __init__(self, folder: Path, start: int, settings: dict):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError("--tensorboard needs a package: pip install tensorboard") from None
+        self.writer = SummaryWriter(folder, purge_step=start)  # what a stopped run wrote after its last save
+        if not start:
+            self.writer.add_text(
+                "settings", "\n".join(f"    {name} = {settings[name]!r}" for name in settings)
+            )
+
+    def row(self, iter, **values):
+        for name, value in values.items():
+            if name == "sample":
+                self.writer.add_text(name, "".join(f"    {line}\n" for line in value.splitlines()), iter)
+            else:
+                self.writer.add_scalar(name, value, iter)
+
+    def close(self):
+        self.writer.close()
+
+
+class WandB:
+    """The same at wandb.ai. Raises ValueError where the package is missing."""
+
+    def __init__(self, folder: Path, start: int, settings: dict):
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("--wandb needs a package: pip install wandb") from None
+        folder.mkdir(exist_ok=True)
+        name = folder / "id"  # a run that goes on is the same run there
+        if not (start and name.is_file()):
+            name.write_text(wandb.util.generate_id())
+        self.run = wandb.init(
+            project="drama", dir=folder, id=name.read_text(), resume="allow", config=settings
+        )  # fmt: skip
+
+    def row(self, iter, **values):
+        self.run.log({"iter": iter, **values})
+
+    def close(self):
+        self.run.finish()
