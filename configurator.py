@@ -135,6 +135,16 @@ def terminate(signum, frame):
     raise Terminated
 
 
+def interrupted(kind, error, traceback):
+    """Ctrl-C outside run(), as while torch is being imported, ends in the same line."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, traceback)
+    print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+
+
+sys.excepthook = interrupted
+
+
 def run(main):
     """Run main() as a program: any failure ends in one line on standard error and the right exit status.
 

@@ -5,6 +5,9 @@ python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=0.7
 python sample.py --cast="LUCIO,ISABELLA" --turns=8 --num_samples=1 --format=fountain
 """
 
+from configurator import configure, run  # first: from here on Ctrl-C is no traceback
+
+# isort: split
 import codecs
 import sys
 from dataclasses import dataclass
@@ -14,7 +17,6 @@ import numpy as np
 import torch
 
 import checkpoint
-from configurator import configure, run
 from generation import pack, stream
 from machine import DTYPES, find_device, find_dtype
 from prepare import DATA

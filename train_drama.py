@@ -8,6 +8,9 @@
 The same command run again continues where the run was stopped.
 """
 
+from configurator import configure, one_line, run  # first: from here on Ctrl-C is no traceback
+
+# isort: split
 import contextlib
 import copy
 import dataclasses
@@ -24,7 +27,6 @@ import torch.distributed as dist
 
 import checkpoint
 import plot
-from configurator import configure, one_line, run
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
 from generation import generate, pack
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine

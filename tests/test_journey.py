@@ -110,6 +110,43 @@ def test_ctrl_c_while_the_corpus_is_encoded_leaves_nothing_half_written(clone):
     (clone / "long.txt").unlink()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", ["train_drama.py", "sample.py"])
+def test_ctrl_c_while_a_program_starts_is_no_traceback(clone, program, signum):
+    process = start(clone, program, "--out_dir=model/nothing")
+    time.sleep(0.4)  # while torch is imported, which takes a second and more
+    process.send_signal(signum)
+    asked = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 3 and process.returncode in (-signum, 128 + signum)
+    assert err.strip() in ("", f"{program}: stopped") and not (clone / "model/nothing").exists()
+
+
+def test_ctrl_c_while_the_corpus_is_fetched_leaves_nothing(clone):
+    process = start(clone, "prepare.py", "--dataset=fetched")
+    for line in process.stdout:
+        if line.startswith("fetching"):
+            break
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 3 and process.returncode == 130 and err.strip() == "prepare.py: stopped"
+    assert not (clone / "data/fetched").exists()
+
+
+def test_ctrl_c_while_a_text_is_written_ends_in_one_line(clone):
+    run(clone, "prepare.py", "--input=play.txt", "--dataset=short")
+    run(clone, "train_drama.py", "--dataset=short", "--out_dir=model/sampled", *TINY)
+    process = start(
+        clone, "sample.py", "--out_dir=model/sampled", "--num_samples=500", "--max_new_tokens=2000"
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 3 and process.returncode == 130 and err.strip() == "sample.py: stopped"
+
+
 def test_the_scripts_import_without_running(clone):
     code = "import train_drama, sample, prepare; print(train_drama.Settings().n_layer)"
     status, out, err = run(clone, "-c", code)

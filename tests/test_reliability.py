@@ -183,3 +183,78 @@ def test_a_job_whose_worker_is_killed_restarts_and_ends_with_the_unbroken_run_s_
     a, b = (checkpoint.load(corpus / name / "last.pt") for name in ("whole", "broken"))
     assert a["next_iteration"] == b["next_iteration"] == 61
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces with a cable between them: [(name, address), ...]."""
+    hosts = [(f"drama{os.getpid()}{n}", f"10.81.0.{n + 1}") for n in (0, 1)]
+    made = []
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        try:
+            for name, _ in hosts:
+                ip("netns", "add", name)
+                made.append(name)
+            ip("link", "add", "cable0", "netns", hosts[0][0], "type", "veth",
+               "peer", "name", "cable1", "netns", hosts[1][0])  # fmt: skip
+            for n, (name, address) in enumerate(hosts):
+                ip("-n", name, "address", "add", f"{address}/24", "dev", f"cable{n}")
+                ip("-n", name, "link", "set", f"cable{n}", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except (OSError, subprocess.CalledProcessError) as e:
+            pytest.skip(f"network namespaces are not permitted here: {e}")
+        yield hosts
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def test_two_hosts_train_as_one_job_and_survive_the_death_of_a_worker(corpus, two_hosts):
+    script = corpus / "program.py"
+    script.write_text(TRAIN)
+    settings = {**SMALL, **SHORT, "max_iters": 60, "lr_decay_iters": 60, "log_interval": 1, "save_minutes": 0}
+
+    def job(out_dir):
+        parts = []
+        for n, (name, address) in enumerate(two_hosts):
+            environ = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"cable{n}"}
+            command = [
+                "ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
+                "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={two_hosts[0][1]}:29500",
+                f"--rdzv_id={out_dir}", f"--local_addr={address}", "--max-restarts=2",
+                f"--rdzv_conf=is_host={1 - n}",  # which it would find out from its name
+                script, *flags(**settings, out_dir=out_dir, device="cpu"),
+            ]  # fmt: skip
+            with open(corpus / f"{out_dir}{n}.txt", "w") as out:
+                how = dict(cwd=corpus, env={**os.environ, **environ}, stdout=out, stderr=subprocess.STDOUT)
+                parts.append(subprocess.Popen(list(map(str, command)), **how))
+        return parts
+
+    def printed(out_dir):
+        return "".join((corpus / f"{out_dir}{n}.txt").read_text() for n in (0, 1))
+
+    def ended(parts, out_dir):
+        statuses = [part.wait(timeout=180) for part in parts]
+        assert statuses == [0, 0], printed(out_dir)
+        return checkpoint.load(corpus / out_dir / "last.pt")
+
+    whole = ended(job("whole"), "whole")
+    assert "2 processes" in printed("whole") and printed("whole").count("iter 60:") == 1
+    broken = job("broken")
+    until = time.monotonic() + 120
+    while "iter 25:" not in printed("broken"):
+        assert time.monotonic() < until, printed("broken")
+        time.sleep(0.05)
+    # `ip netns exec` becomes torchrun itself: its child is the worker
+    workers = subprocess.run(
+        ["pgrep", "-P", str(broken[1].pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    resumed = ended(broken, "broken")
+    assert "continuing at iteration" in printed("broken")
+    assert whole["next_iteration"] == resumed["next_iteration"] == 61
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
