@@ -42,6 +42,7 @@ class GPTConfig:
     dropout: float = 0.2
     bias: bool = False  # biases in Linear and LayerNorm, as GPT-2 has them; none is a bit better and faster
     arch: str = "gpt2"  # or modern
+    gelu: str = "none"  # exact; or tanh, the approximation that OpenAI's weights were trained with
 
     def __post_init__(self):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
@@ -52,6 +53,8 @@ class GPTConfig:
             raise ValueError(f"bias={self.bias!r} is neither True nor False")
         if self.arch not in ("gpt2", "modern"):
             raise ValueError(f"arch={self.arch!r} is neither 'gpt2' nor 'modern'")
+        if self.gelu not in ("none", "tanh"):
+            raise ValueError(f"gelu={self.gelu!r} is neither 'none' nor 'tanh'")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not at least 0 and below 1")
         if self.n_embd % self.n_head:
@@ -156,11 +159,12 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
-        self.arch = config.arch
+        self.arch, self.gelu = config.arch, config.gelu
 
     def forward(self, x):
         h = self.c_fc(x)
-        h = F.gelu(h) if self.arch == "gpt2" else F.relu(h).square()  # So et al., 2021, arXiv:2109.08668
+        # squared ReLU: So et al., 2021, arXiv:2109.08668
+        h = F.gelu(h, approximate=self.gelu) if self.arch == "gpt2" else F.relu(h).square()
         return self.dropout(self.c_proj(h))
 
 

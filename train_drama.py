@@ -29,12 +29,16 @@ import checkpoint
 import plot
 from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
 from generation import generate, pack
+from huggingface import from_gpt2
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
 from optimizer import learning_rate_at, make_optimizers, restore
 from tracking import open_logs
 
 # ---------------------------------------------------------------------------- settings
+
+OWN_WEIGHTS = ("auto", "resume", "scratch")
+OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Settings:
     # Files
     out_dir: str = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
     dataset: str = "drama"  # the folder under data/ to train on; prepare.py writes it
-    init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over
+    init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over;
+    #                          gpt2, gpt2-medium, or a folder in Hugging Face's format: start from its weights
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: str = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
@@ -93,10 +98,13 @@ class Settings:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not at least 0 and below 1")
         choices = {
-            "init_from": ("auto", "resume", "scratch"),
             "dtype": DTYPES,
             "optimizer": ("adamw", "muon"),
         }
+        init_from = self.init_from
+        if init_from not in OWN_WEIGHTS + OPENAI_WEIGHTS and not Path(init_from).is_dir():
+            known = ", ".join(OWN_WEIGHTS + OPENAI_WEIGHTS)
+            raise ValueError(f"init_from={init_from!r} is none of {known}, nor a folder")
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
@@ -169,6 +177,19 @@ def compiled(model: GPT, settings: Settings, machine: Machine, say):
 
 
 # ---------------------------------------------------------------------------- where a run stands
+
+
+def new_model(settings: Settings, tok) -> GPT:
+    """A model to begin with. Raises ValueError or OSError for weights that cannot be had or do not fit."""
+    if settings.init_from in OWN_WEIGHTS:
+        return GPT(settings.model_config(tok.vocab_size))
+    model = from_gpt2(settings.init_from, settings.block_size, settings.dropout)
+    if model.config.vocab_size != tok.vocab_size:
+        raise ValueError(
+            f"{settings.init_from} has {model.config.vocab_size:,} tokens and data/{settings.dataset} has "
+            f"{tok.vocab_size:,}: prepare the text with --tokenizer=gpt2 for GPT-2's"
+        )
+    return model
 
 
 def saved_run(settings: Settings, meta: dict) -> dict | None:
@@ -263,7 +284,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
         state = box[0]
     torch.manual_seed(settings.seed)
     if state is None:
-        model, start, best = GPT(settings.model_config(meta["tokenizer"].vocab_size)), 0, math.inf
+        model, start, best = new_model(settings, meta["tokenizer"]), 0, math.inf
     else:
         model, _ = checkpoint.build_model(state, out / "last.pt")
         start, best = state["next_iteration"], state["best_val_loss"]

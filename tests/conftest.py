@@ -12,19 +12,14 @@ import torch
 
 import bench
 import configurator
+import export
 import plot
 import prepare
 import sample
 import train_drama
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {
-    "bench.py": bench,
-    "plot.py": plot,
-    "prepare.py": prepare,
-    "train_drama.py": train_drama,
-    "sample.py": sample,
-}
+PROGRAMS = {f"{m.__name__}.py": m for m in (bench, export, plot, prepare, sample, train_drama)}
 
 # A model that trains in a second, and the settings of a run that is over in ten.
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=8, learning_rate=1e-2, warmup_iters=5)

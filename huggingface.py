@@ -1,0 +1,174 @@
+"""GPT-2's weights and tokenizers in Hugging Face's formats, both ways.
+
+Needs safetensors, tokenizers or huggingface_hub where one is used, and says so; transformers is not needed.
+"""
+
+import importlib
+import itertools
+import re
+from pathlib import Path
+
+import torch
+
+import checkpoint
+from model import GPT, GPTConfig
+from tokenizer import CharTokenizer
+
+
+def optional(name: str):
+    """An optional package. Raises ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"this needs a package: pip install {name.partition('.')[0]}") from None
+
+
+# ---------------------------------------------------------------------------- weights
+
+# our names and theirs; their linear layers (Conv1D) hold the transpose of ours
+NAMES = (
+    (r"wte\.weight", "transformer.wte.weight"),
+    (r"wpe\.weight", "transformer.wpe.weight"),
+    (r"blocks\.(\d+)\.(ln_[12]\.(?:weight|bias))", r"transformer.h.\1.\2"),
+    (
+        r"blocks\.(\d+)\.((?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(?:weight|bias))",
+        r"transformer.h.\1.\2",
+    ),
+    (r"ln_f\.(weight|bias)", r"transformer.ln_f.\1"),
+)
+
+
+def their_name(name: str) -> str:
+    for ours, theirs in NAMES:
+        if re.fullmatch(ours, name):
+            return re.sub(ours, theirs, name)
+    raise KeyError(name)
+
+
+def transposed(name: str) -> bool:
+    return bool(re.search(r"c_(attn|proj|fc)\.weight$", name))
+
+
+def to_gpt2(model: GPT) -> dict[str, torch.Tensor]:
+    """A GPT-2's weights under transformers' names; biases that ours does not have are zero there.
+
+    Raises ValueError for arch=modern, which transformers has no class for.
+    """
+    if model.config.arch != "gpt2":
+        raise ValueError(f"arch={model.config.arch!r} has no counterpart there; train with --arch=gpt2")
+    weights = {}
+    for name, value in model.state_dict().items():
+        value = value.detach().float()
+        weights[their_name(name)] = value.T.contiguous() if transposed(name) else value.contiguous()
+        bias = name.removesuffix("weight") + "bias"
+        if not model.config.bias and name not in ("wte.weight", "wpe.weight"):
+            weights[their_name(bias)] = torch.zeros(value.shape[0])
+    return weights
+
+
+def fetched(name: str) -> Path:
+    """The folder of that name, or where huggingface_hub keeps what it fetched under it.
+
+    Raises OSError where it cannot be fetched.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    hub = optional("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as e:  # whatever its HTTP library raises
+        raise OSError(
+            0,
+            f"{name} is no folder here and could not be fetched ({type(e).__name__}); try again with a "
+            "network, or give a folder with config.json and model.safetensors",
+        ) from None
+
+
+def from_gpt2(name: str, block_size: int, dropout: float) -> GPT:
+    """A GPT-2 from a folder in Hugging Face's format or from its hub, its context cropped to block_size.
+
+    Raises ValueError for what is no GPT-2, OSError where it cannot be fetched.
+    """
+    folder = fetched(name)
+    load_file = optional("safetensors.torch").load_file
+    refuse = ValueError(f"{folder} holds no GPT-2 in Hugging Face's format (config.json, model.safetensors)")
+    try:
+        theirs = checkpoint.read_json(folder / "config.json")
+        stored = load_file(folder / "model.safetensors")
+        if theirs["model_type"] != "gpt2":
+            raise refuse
+        config = GPTConfig(
+            block_size=min(block_size, theirs["n_positions"]),
+            vocab_size=theirs["vocab_size"],
+            n_layer=theirs["n_layer"],
+            n_head=theirs["n_head"],
+            n_embd=theirs["n_embd"],
+            dropout=dropout,
+            bias=True,
+            gelu={"gelu": "none", "gelu_new": "tanh"}[theirs["activation_function"]],
+        )
+        stored = {"transformer." + name.removeprefix("transformer."): value for name, value in stored.items()}
+        with torch.device("meta"), checkpoint.Unfilled():
+            model = GPT(config)
+        weights = {}
+        for name in model.state_dict():
+            value = stored[their_name(name)].float()
+            weights[name] = value.T.contiguous() if transposed(name) else value
+        weights["wpe.weight"] = weights["wpe.weight"][: config.block_size].clone()
+        model.load_state_dict(weights, assign=True)
+    except OSError:
+        raise
+    except Exception:  # safetensors has a class of its own for what it cannot read
+        raise refuse from None
+    return model
+
+
+# ---------------------------------------------------------------------------- tokenizers
+
+
+def merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """The pair that each token of several bytes was merged from, in their order."""
+    rank = {token: n for n, token in enumerate(tokens)}
+    pairs = []
+    for n, token in enumerate(tokens):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:  # merge as encoding would, with what was learned before
+            joined = [rank.get(a + b, n) for a, b in itertools.pairwise(parts)]
+            first = min(range(len(joined)), key=joined.__getitem__)
+            if joined[first] >= n:
+                break
+            parts[first : first + 2] = [parts[first] + parts[first + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def visible() -> dict[int, str]:
+    """GPT-2's spelling of each byte as a printable character."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+def fast_tokenizer(tok):
+    """The same as a tokenizer of Hugging Face's library."""
+    tokenizers = optional("tokenizers")
+    if isinstance(tok, CharTokenizer):
+        made = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({char: n for n, char in enumerate(tok.chars)}, unk_token=tok.chars[0])
+        )
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        made.decoder = tokenizers.decoders.Fuse()
+        return made
+    spelled = visible()
+
+    def spell(token: bytes) -> str:
+        return "".join(spelled[b] for b in token)
+
+    vocab = {spell(token): n for n, token in enumerate(tok.tokens)}
+    pairs = [(spell(a), spell(b)) for a, b in merges(tok.tokens)]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(list(tok.special))
+    return made

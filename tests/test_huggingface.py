@@ -1,0 +1,135 @@
+"""Both ways between our GPT-2 and Hugging Face's, compared with transformers itself."""
+
+import json
+
+import pytest
+import torch
+from conftest import SHORT, flags, play
+
+import checkpoint
+import prepare
+from generation import generate
+from huggingface import from_gpt2, merges, to_gpt2
+from model import GPT, GPTConfig
+from tokenizer import BPETokenizer, CharTokenizer
+from train_drama import Settings
+
+transformers = pytest.importorskip("transformers")
+SHAPE = dict(n_layer=2, n_head=2, n_embd=32)
+
+
+def their_gpt2(place, seed=0, **changes):
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=64, **SHAPE, initializer_range=0.2, **changes)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    for name, p in theirs.named_parameters():
+        if name.endswith("bias"):
+            p.data.normal_(std=0.1)
+    theirs.save_pretrained(place)
+    return theirs
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
+def test_their_weights_give_their_logits_here(tmp_path, activation):
+    theirs = their_gpt2(tmp_path / "theirs", activation_function=activation)
+    ours = from_gpt2(str(tmp_path / "theirs"), block_size=48, dropout=0.0).eval()
+    assert ours.config.block_size == 48
+    idx = torch.randint(50, (3, 48))
+    torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias):
+    text = play()
+    if kind == "char":
+        tok = CharTokenizer("".join(sorted(set(text))))
+    else:
+        pytest.importorskip("rustbpe")
+        tok = BPETokenizer.learn(iter([text]), 400)
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(block_size=128, vocab_size=tok.vocab_size, bias=bias, **SHAPE)).eval()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    state = {
+        **checkpoint.model_state(model, tok, Settings()),
+        "iteration": 5,
+        "train_loss": 1.0,
+        "val_loss": 2.0,
+    }
+    (folder / "model").mkdir()
+    checkpoint.save(folder / "model/ckpt.pt", state)
+    status, _, err = call("export.py", "model/ckpt.pt", "--out=hf")
+    assert (status, err) == (0, "")
+    ids = torch.tensor(tok.encode("LUCIO:\nMy love").astype("int64"))[None]
+    expected = tok.decode(generate(model, ids, 60, temperature=0)[0].tolist())
+    written = transformers.pipeline("text-generation", str(folder / "hf"))(
+        "LUCIO:\nMy love", max_new_tokens=60, do_sample=False
+    )  # fmt: skip
+    assert written[0]["generated_text"] == expected
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder / "hf")
+    idx = torch.randint(tok.vocab_size, (2, 128))
+    torch.testing.assert_close(theirs(idx).logits, model(idx, idx)[0], rtol=0, atol=1e-5)
+    fast = transformers.AutoTokenizer.from_pretrained(folder / "hf")
+    for piece in (text[:2000], "  \n\n the  king; ", "LUCIO:"):
+        assert (
+            fast(piece)["input_ids"] == tok.encode(piece).tolist()
+            and fast.decode(fast(piece)["input_ids"]) == piece
+        )
+    card = (folder / "hf/README.md").read_text()
+    assert "2.0000" in card and "n_layer 6" in card
+    assert call("export.py", "model/ckpt.pt", "--out=hf")[0] == 2  # nothing is written over
+
+
+def test_a_modern_model_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="--arch=gpt2"):
+        to_gpt2(GPT(GPTConfig(arch="modern", **SHAPE)))
+
+
+def test_training_goes_on_from_their_weights(call, corpus):
+    vocab = len(set(play()))
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=vocab, n_positions=64, **SHAPE)
+    transformers.GPT2LMHeadModel(config).save_pretrained(corpus / "theirs")
+    how = flags(init_from="theirs", block_size=32, batch_size=4, out_dir="m", dtype="float32", **SHORT)
+    status, out, err = call("train_drama.py", *how)
+    assert (status, err) == (0, "") and "step 20:" in out
+    config = checkpoint.load("m/ckpt.pt")["config"]
+    assert config["n_layer"] == 2 and config["gelu"] == "tanh" and config["block_size"] == 32
+    status, out, _ = call("train_drama.py", *how, "--max_iters=25")
+    assert status == 0 and "continuing at iteration 21" in out
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda f: (f / "config.json").unlink(), "config.json"),
+    (lambda f: (f / "model.safetensors").unlink(), "model.safe"),
+    (lambda f: (f / "config.json").write_text("{}"), "no GPT-2"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "no GPT-2"),
+    (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "llama"})), "no GPT-2"),
+    (lambda f: None, "50 tokens"),
+])  # fmt: skip
+def test_a_folder_that_does_not_fit_is_refused_in_one_line(call, corpus, harm, words):
+    their_gpt2(corpus / "theirs")
+    harm(corpus / "theirs")
+    status, _, err = call("train_drama.py", *flags(init_from="theirs", block_size=32, out_dir="m", **SHORT))
+    assert status in (1, 2) and words in err and len(err.splitlines()) == 1
+
+
+def test_every_merged_token_has_the_pair_it_was_merged_from():
+    pytest.importorskip("rustbpe")
+    tok = BPETokenizer.learn(iter([play()]), 500)
+    pairs = merges(tok.tokens)
+    assert [a + b for a, b in pairs] == tok.tokens[256:]
+
+
+def test_without_a_network_one_line_says_what_to_give(call, folder, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    (folder / "a.txt").write_text(play())
+    prepare.prepare(prepare.Settings(input="a.txt"))
+
+    def no_network(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub, "snapshot_download", no_network)
+    status, _, err = call("train_drama.py", "--init_from=gpt2", *flags(**SHORT))
+    assert status == 1 and "config.json" in err and len(err.splitlines()) == 1
