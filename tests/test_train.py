@@ -1,6 +1,8 @@
+import contextlib
 import csv
 import math
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -75,6 +77,57 @@ def test_the_lines_have_their_form_and_the_log_has_every_number(train, capsys):
         row = next(r for r in logged if r["iter"] == number and r["val_loss"])
         assert [f"{float(row[k]):.4f}" for k in ("train_loss", "val_loss")] == [train_loss, val_loss]
     assert len(logged) == len(iters) + len(steps)
+
+
+def test_samples_on_the_way_are_printed_and_logged_and_change_nothing(train, capsys):
+    plain = train(out_dir="plain")
+    capsys.readouterr()
+    sampled = train(out_dir="sampled", sample_interval=8)
+    out = capsys.readouterr().out
+    assert sampled["val_loss"] == plain["val_loss"] and equal(weights("plain"), weights("sampled"))
+    with open("sampled/log.csv", newline="", encoding="utf-8") as f:
+        logged = {row["iter"]: row["sample"] for row in csv.DictReader(f) if row["sample"]}
+    assert list(logged) == ["8", "16"] and len(logged["16"]) > 150
+    assert all(f"sample {n}:\n{text}\n---------------\n" in out for n, text in logged.items())
+
+
+def test_tensorboard_gets_what_the_log_gets(train):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(out_dir="m", tensorboard=True, sample_interval=10, max_iters=12)
+    train(out_dir="m", tensorboard=True, sample_interval=10)
+    events = EventAccumulator("m/tensorboard")
+    events.Reload()
+    shown = {s.step: s.value for s in events.Scalars("val_loss")}
+    with open("m/log.csv", newline="", encoding="utf-8") as f:
+        logged = {int(r["iter"]): float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]}
+    assert shown == pytest.approx(logged) and len(events.Tensors("sample/text_summary")) == 2
+    assert b"n_layer = 2" in events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "matplotlib"])
+def test_a_package_that_is_not_there_is_named(call, corpus, monkeypatch, name):
+    for module in [m for m in sys.modules if m.partition(".")[0] == name or m == "torch.utils.tensorboard"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    wanted = {} if name == "matplotlib" else {name: True}
+    status, out, err = call("train_drama.py", *flags(**SMALL, **SHORT, out_dir="m", **wanted))
+    assert f"pip install {name}" in out + err and len(err.splitlines()) <= 1
+    assert status == (0 if name == "matplotlib" else 2)
+
+
+def test_on_a_terminal_a_line_tells_how_far_it_is(corpus):
+    mine, theirs = pty.openpty()
+    settings = dict(**SMALL, max_iters=400, log_interval=100, eval_interval=400, out_dir="m")
+    process = training(corpus, stdout=theirs, **settings)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while piece := os.read(mine, 4096):
+            shown += piece
+    assert process.wait() == 0
+    assert re.search(rb"\r\x1b\[K\d+ of 400, \d+ s left\r\x1b\[Kiter [1-4]00: loss", shown)
 
 
 def test_the_validation_loss_is_the_mean_over_the_whole_split(train, corpus):
@@ -153,11 +206,11 @@ def test_a_signal_during_an_evaluation_is_heard_there(train, corpus, monkeypatch
     assert equal(weights("whole"), weights("m"))
 
 
-def training(corpus, **settings):
+def training(corpus, stdout=subprocess.DEVNULL, **settings):
     """Start a training on the small corpus in a process of its own."""
     script = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return start(corpus, "-c", script, *flags(**settings), env=environ, stdout=subprocess.DEVNULL)
+    return start(corpus, "-c", script, *flags(**settings), env=environ, stdout=stdout)
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(call, corpus):
