@@ -1,4 +1,4 @@
-"""The encoded text of data/NAME: random batches to train on, fixed windows to evaluate on."""
+"""The encoded text of data/NAME: random batches to train on, fixed windows to evaluate on, the loss there."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import checkpoint
 import prepare
 import tokenizer
 from machine import Machine
-from model import random_stream
+from model import GPT, random_stream
 
 EVAL_TOKENS = 16384  # a batch of evaluation; fixed, so that no setting changes how the loss is rounded
 
@@ -118,3 +118,29 @@ def fixed_windows(n_tokens: int, block_size: int, limit: int = 0) -> list:
         starts, tail = starts[torch.linspace(0, len(starts) - 1, limit).long()], 0
     batches = [(part, block_size) for part in starts.split(max(1, EVAL_TOKENS // block_size))]
     return batches + ([(torch.tensor([n_tokens - 1 - tail]), tail)] if tail else [])
+
+
+@torch.no_grad()
+def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=None) -> float | None:
+    """Mean cross-entropy of split over batches, in nats a token, in evaluation mode.
+
+    Each process takes its share of the batches. None when stop asks for an end before it is done.
+    """
+    training = model.training
+    model.eval()
+    sums, count = [], 0
+    for starts, length in batches[machine.rank :: machine.world]:
+        if stop and machine.world == 1:
+            break
+        x, y = split.windows(starts, length)
+        with machine.autocast():
+            sums.append(model(x, y)[1] * y.numel())
+        count += y.numel()
+    model.train(training)
+    if stop and machine.world == 1:
+        return None
+    total = torch.stack(sums).cpu().double().sum() if sums else torch.zeros((), dtype=torch.float64)
+    both = torch.stack([total, torch.tensor(count, dtype=torch.float64)])
+    if machine.world > 1:
+        both = machine.sum(both.to(machine.device)).cpu()
+    return (both[0] / both[1]).item()

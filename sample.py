@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import checkpoint
+import prepare
 from generation import pack, stream
 from machine import DTYPES, find_device, find_dtype
-from prepare import DATA
 from scene import Cast, Director, as_json, fountain, speeches
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
@@ -150,7 +150,7 @@ def write(settings: Settings, model, tok, prompt: str, idx, cast, first: int, li
 
 def known_names(state: dict, tok, default: list[str]) -> set[str]:
     """Who speaks in the text that a model was trained on; the default where that is not here any more."""
-    path = DATA / str(state["settings"].get("dataset")) / "train.bin"
+    path = prepare.DATA / str(state["settings"].get("dataset")) / "train.bin"
     if not path.is_file():
         return set(default)
     ids = np.fromfile(path, dtype="<u2")

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 import checkpoint
 import plot
-from dataset import EVAL_TOKENS, Split, draw_batches, fixed_windows, load_data
+from dataset import EVAL_TOKENS, draw_batches, evaluate, fixed_windows, load_data
 from generation import generate, pack
 from huggingface import from_gpt2
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
@@ -123,35 +123,6 @@ FREE_TO_CHANGE = {
     "sample_interval", "tensorboard", "wandb",
     "device", "dtype", "compile",
 }  # fmt: skip
-
-# ---------------------------------------------------------------------------- evaluation
-
-
-@torch.no_grad()
-def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=None) -> float | None:
-    """Mean cross-entropy of split over batches, in nats a token, in evaluation mode.
-
-    Each process takes its share of the batches. None when stop asks for an end before it is done.
-    """
-    training = model.training
-    model.eval()
-    sums, count = [], 0
-    for starts, length in batches[machine.rank :: machine.world]:
-        if stop and machine.world == 1:
-            break
-        x, y = split.windows(starts, length)
-        with machine.autocast():
-            sums.append(model(x, y)[1] * y.numel())
-        count += y.numel()
-    model.train(training)
-    if stop and machine.world == 1:
-        return None
-    total = torch.stack(sums).cpu().double().sum() if sums else torch.zeros((), dtype=torch.float64)
-    both = torch.stack([total, torch.tensor(count, dtype=torch.float64)])
-    if machine.world > 1:
-        both = machine.sum(both.to(machine.device)).cpu()
-    return (both[0] / both[1]).item()
-
 
 # ---------------------------------------------------------------------------- compiling
 

@@ -1,6 +1,8 @@
+import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from conftest import ROOT
 import checkpoint
 from generation import generate
 from sample import Settings, read_prompt
+from scene import speeches
 
 
 @pytest.fixture
@@ -82,6 +85,9 @@ def test_a_prompt_longer_than_the_context_is_continued(call, trained):
         (["--temperature=hot"], "not a number"),
         (["--top_p=0"], "top_p"),
         (["--top_k=-1"], "top_k"),
+        (["--turns=-1"], "turns"),
+        (["--format=pdf"], "none of text, fountain, json"),
+        (["--cast=LUCIO,René"], "cast: the model never saw these characters in training: 'é'"),
         (["--device=cuda:99"], "--device=auto"),
         (["--out_dir=elsewhere"], "train_drama.py"),
         (["--strat=LUCIO:"], "did you mean start?"),
@@ -93,6 +99,27 @@ def test_a_wrong_request_gets_one_line(call, trained, argv, words):
     (trained / "huge.txt").write_bytes(b"a" * 1_000_001)
     status, out, err = call("sample.py", *argv)
     assert status == 2 and words in err and len(err.splitlines()) == 1 and out == ""
+
+
+def test_a_cast_speaks_its_turns_in_every_form(call, trained):
+    how = ("--cast=LUCIO, ISABELLA", "--turns=2", "--num_samples=3")
+    status, out, err = call("sample.py", *how)
+    assert (status, err) == (0, "")
+    scenes = [speeches(text) for text in texts(out)]
+    assert [len(scene) for scene in scenes] == [2, 2, 2]
+    assert {name for scene in scenes for name, _ in scene} <= {"LUCIO", "ISABELLA"}
+    status, out, err = call("sample.py", *how, "--format=json")
+    told = [[(s["speaker"], s["text"]) for s in scene] for scene in json.loads(out)]
+    assert told == [[(name, lines.strip("\n")) for name, lines in scene] for scene in scenes]
+    status, out, err = call("sample.py", *how, "--format=fountain")
+    assert out.count("\n===\n") == 2 and out.count("@LUCIO\n") + out.count("@ISABELLA\n") == 6
+
+
+def test_a_name_that_nobody_had_is_allowed_with_a_note(call, trained):
+    status, out, err = call("sample.py", "--cast=LUCIO,CLAUDIUS", "--turns=1", "--num_samples=1")
+    assert status == 0 and err == "the training text has no speech by CLAUDIUS\n"
+    shutil.rmtree(trained / "data")  # and where the text is no longer here there is none
+    assert call("sample.py", "--cast=LUCIO,CLAUDIUS", "--turns=1", "--num_samples=1") == (0, out, "")
 
 
 def test_with_no_model_one_line_says_how_to_train_one(call, folder):

@@ -18,10 +18,10 @@ from conftest import ROOT, SHORT, SMALL, flags, start
 
 import checkpoint
 import train_drama
-from dataset import load_data
+from dataset import evaluate, load_data
 from machine import Machine
 from optimizer import learning_rate_at
-from train_drama import Settings, evaluate
+from train_drama import Settings
 
 ITER = re.compile(
     r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms, mfu (\d+\.\d{2})%, ([\d,]+) tokens/s, .+ left"
