@@ -383,9 +383,10 @@ TABLE = (
 
 def report(found: dict):
     """Print the table, and the JSON line with every median and ratio."""
+    measured = {name: values for name, values in found.items() if values}
     figures = {
         name: statistics.median(values)
-        for name, values in found.items()
+        for name, values in measured.items()
         if any(values) or name.endswith("_percent")
     }
     if "train_ms" in figures and "nanogpt_train_bf16_ms" in figures:

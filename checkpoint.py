@@ -21,7 +21,7 @@ import torch
 import tokenizer
 from model import GPT, GPTConfig
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -217,11 +217,15 @@ def set_aside(out: Path) -> list[str]:
 
     Returns their new names, none where there was no earlier run.
     """
-    names = ("ckpt.pt", "last.pt", "log.csv", "loss.png")
+    names = ("ckpt.pt", "last.pt", "log.csv", "loss.png", "tensorboard", "wandb")
     number = 1
-    while any((out / name.replace(".", f"-{number}.")).exists() for name in names):
+
+    def kept_as(name: str) -> str:
+        return f"{Path(name).stem}-{number}{Path(name).suffix}"
+
+    while any((out / kept_as(name)).exists() for name in names):
         number += 1
-    kept = {name: name.replace(".", f"-{number}.") for name in names if (out / name).exists()}
+    kept = {name: kept_as(name) for name in names if (out / name).exists()}
     for name, new in kept.items():
         os.rename(out / name, out / new)
     return list(kept.values())

@@ -70,7 +70,7 @@ def load_data(name: str, block_size: int, machine: Machine):
         counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
         meta["sha256"] = checkpoint.digest([meta["sha256"], counts, meta["tokenizer"]])
         meta["tokenizer"] = tokenizer.from_dict(meta["tokenizer"])
-        meta["val_characters"] = int(meta["val_characters"])
+        meta["val_characters"] = max(1, int(meta["val_characters"]))
         str(meta["source"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / 'meta.json'} is damaged; run prepare.py again") from None

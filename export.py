@@ -7,6 +7,7 @@ Needs safetensors and tokenizers (pip install safetensors tokenizers); transform
 
 import json
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +33,16 @@ pipeline_tag: text-generation
 ---
 # A GPT-2 that writes plays
 
-Trained from scratch on {dataset}, {parameters:.2f}M parameters, {tokenizer}.
+Trained on {dataset}{origin}: {parameters:.2f}M parameters, {tokenizer}.
 
+- n_layer {n_layer}, n_head {n_head}, n_embd {n_embd}, block_size {block_size} (the longest text)
 - validation loss {val_loss:.4f} nats a token at iteration {iteration:,} (training loss {train_loss:.4f})
 - settings: {settings}
 
 ```python
 from transformers import pipeline
-print(pipeline("text-generation", "{out}")("{start}", max_new_tokens=300, do_sample=True, temperature=0.8))
+write = pipeline("text-generation", "{out}")
+print(write("{start}", max_length={block_size}, do_sample=True, temperature=0.8)[0]["generated_text"])
 ```
 
 It writes:
@@ -55,11 +58,11 @@ def export(path: Path, out: Path):
     save_file = optional("safetensors.torch").save_file
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
-    weights, c = to_gpt2(model), model.config
+    weights, tokens, c = to_gpt2(model), fast_tokenizer(tok), model.config
+    if not {"train_loss", "val_loss", "iteration"} <= state.keys():
+        raise ValueError(f"{path} is no ckpt.pt")
     if out.exists():
         raise ValueError(f"out={str(out)!r} is there already; give a folder that is not")
-    out.mkdir(parents=True)
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     config = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -79,23 +82,27 @@ def export(path: Path, out: Path):
     }
     written = {
         "config.json": config,
-        "generation_config.json": {"do_sample": True, "temperature": 0.8, "max_new_tokens": 500},
+        "generation_config.json": {"do_sample": True, "temperature": 0.8, "max_length": c.block_size},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": c.block_size,
             "clean_up_tokenization_spaces": False,
         },
     }
-    for name, value in written.items():
-        (out / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-    fast_tokenizer(tok).save(str(out / "tokenizer.json"))
     first = tok.encode(tok.decode([0])) if isinstance(tok, CharTokenizer) else tok.encode("\n")
-    sample = generate(model.eval(), torch.tensor(first.astype("int64"))[None], 400, temperature=0.8)
+    idx = torch.tensor(first.astype("int64"))[None]
+    sample = generate(model.eval(), idx, 400, temperature=0.8)
     settings = state["settings"]
+    origin = settings["init_from"]
     card = CARD.format(
         dataset=settings["dataset"],
+        origin=" from scratch" if origin in ("auto", "resume", "scratch") else f", starting from {origin}",
         parameters=model.num_params() / 1e6,
         tokenizer="characters" if isinstance(tok, CharTokenizer) else f"{tok.vocab_size:,} byte-pair tokens",
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        n_embd=c.n_embd,
+        block_size=c.block_size,
         val_loss=state["val_loss"],
         train_loss=state["train_loss"],
         iteration=state["iteration"],
@@ -104,13 +111,22 @@ def export(path: Path, out: Path):
         start="LUCIO:",
         sample=tok.decode(sample[0].tolist()).strip("\n"),
     )
-    (out / "README.md").write_text(card, encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as beside:  # the folder is whole or absent
+        folder = Path(beside) / "whole"
+        folder.mkdir()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        for name, value in written.items():
+            (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+        tokens.save(str(folder / "tokenizer.json"))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        folder.rename(out)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
 def main():
-    words = [word for word in sys.argv[1:] if word.endswith(".pt")]
-    settings = configure(Settings, [word for word in sys.argv[1:] if not word.endswith(".pt")])
+    words = [word for word in sys.argv[1:] if word.endswith(".pt") and not word.startswith("-")]
+    settings = configure(Settings, [word for word in sys.argv[1:] if word not in words])
     export(Path(words[0] if words else "model/ckpt.pt"), Path(settings.out))
 
 

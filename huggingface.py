@@ -3,6 +3,7 @@
 Needs safetensors, tokenizers or huggingface_hub where one is used, and says so; transformers is not needed.
 """
 
+import dataclasses
 import importlib
 import itertools
 import re
@@ -75,7 +76,9 @@ def fetched(name: str) -> Path:
         return Path(name)
     hub = optional("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+        return Path(
+            hub.snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "tokenizer.json"])
+        )
     except Exception as e:  # whatever its HTTP library raises
         raise OSError(
             0,
@@ -84,10 +87,17 @@ def fetched(name: str) -> Path:
         ) from None
 
 
-def from_gpt2(name: str, block_size: int, dropout: float) -> GPT:
+PLAIN = {  # what a GPT-2 may also be told to do, and ours does not
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True, "add_cross_attention": False, "n_inner": None,
+}  # fmt: skip
+
+
+def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
     """A GPT-2 from a folder in Hugging Face's format or from its hub, its context cropped to block_size.
 
-    Raises ValueError for what is no GPT-2, OSError where it cannot be fetched.
+    Raises ValueError for what is no GPT-2 or was trained with another tokenizer than tok, OSError where it
+    cannot be fetched.
     """
     folder = fetched(name)
     load_file = optional("safetensors.torch").load_file
@@ -95,10 +105,10 @@ def from_gpt2(name: str, block_size: int, dropout: float) -> GPT:
     try:
         theirs = checkpoint.read_json(folder / "config.json")
         stored = load_file(folder / "model.safetensors")
-        if theirs["model_type"] != "gpt2":
+        if theirs["model_type"] != "gpt2" or any(theirs.get(key, PLAIN[key]) != PLAIN[key] for key in PLAIN):
             raise refuse
         config = GPTConfig(
-            block_size=min(block_size, theirs["n_positions"]),
+            block_size=theirs["n_positions"],
             vocab_size=theirs["vocab_size"],
             n_layer=theirs["n_layer"],
             n_head=theirs["n_head"],
@@ -114,12 +124,22 @@ def from_gpt2(name: str, block_size: int, dropout: float) -> GPT:
         for name in model.state_dict():
             value = stored[their_name(name)].float()
             weights[name] = value.T.contiguous() if transposed(name) else value
-        weights["wpe.weight"] = weights["wpe.weight"][: config.block_size].clone()
         model.load_state_dict(weights, assign=True)
+        spelled = folder / "tokenizer.json"
+        known = checkpoint.read_json(spelled)["model"]["vocab"] if spelled.is_file() else vocabulary(tok)
     except OSError:
         raise
     except Exception:  # safetensors has a class of its own for what it cannot read
         raise refuse from None
+    if config.vocab_size != tok.vocab_size or any(known.get(t) != n for t, n in vocabulary(tok).items()):
+        raise ValueError(
+            f"{name} was trained on other tokens ({config.vocab_size:,} of them) than the text is encoded in "
+            f"({tok.vocab_size:,}); for OpenAI's weights prepare it with --tokenizer=gpt2"
+        )
+    if block_size > config.block_size:
+        raise ValueError(f"block_size={block_size} is more than the {config.block_size} of {name}")
+    model.config = dataclasses.replace(config, block_size=block_size)
+    model.wpe = torch.nn.Embedding.from_pretrained(model.wpe.weight[:block_size].clone(), freeze=False)
     return model
 
 
@@ -150,24 +170,30 @@ def visible() -> dict[int, str]:
     return {b: chr(b) for b in plain} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
+VISIBLE = visible()
+
+
+def spell(token: bytes) -> str:
+    return "".join(VISIBLE[b] for b in token)
+
+
+def vocabulary(tok) -> dict[str, int]:
+    """Each token as Hugging Face's libraries spell it, and its id; special tokens left out."""
+    if isinstance(tok, CharTokenizer):
+        return {char: n for n, char in enumerate(tok.chars)}
+    return {spell(token): n for n, token in enumerate(tok.tokens)}
+
+
 def fast_tokenizer(tok):
     """The same as a tokenizer of Hugging Face's library."""
     tokenizers = optional("tokenizers")
     if isinstance(tok, CharTokenizer):
-        made = tokenizers.Tokenizer(
-            tokenizers.models.WordLevel({char: n for n, char in enumerate(tok.chars)}, unk_token=tok.chars[0])
-        )
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary(tok), unk_token=tok.chars[0]))
         made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         made.decoder = tokenizers.decoders.Fuse()
         return made
-    spelled = visible()
-
-    def spell(token: bytes) -> str:
-        return "".join(spelled[b] for b in token)
-
-    vocab = {spell(token): n for n, token in enumerate(tok.tokens)}
     pairs = [(spell(a), spell(b)) for a, b in merges(tok.tokens)]
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, pairs))
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary(tok), pairs))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # with GPT-2's pattern
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(list(tok.special))

@@ -34,7 +34,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
                         values.append(float(row[name]))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; a training writes it") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path} is not a training's log.csv") from None
     if "loss" not in columns:
         raise ValueError(f"{path} holds no iteration yet")
@@ -72,9 +72,11 @@ def draw(logs: list[Path], out: Path):
     above.set_ylabel("loss (nats a token)")
     above.legend(fontsize="small")
     above.grid(alpha=0.3)
+    evaluated = [loss for columns in runs for loss in columns.get("val_loss", ([], []))[1][1:]]
     highest = max(columns["loss"][1][0] for columns in runs)
-    lowest = min(min(values) for columns in runs for values in (columns["loss"][1],))
-    above.set_ylim(0.95 * lowest, min(1.02 * highest, 3 * lowest))  # the first fall is not what one looks for
+    lowest = min(min(columns["loss"][1]) for columns in runs)
+    top = max([min(highest, 3 * lowest), *evaluated])  # the first fall is not what one looks for
+    above.set_ylim(0.95 * lowest, 1.02 * top)
     below.set_ylabel("learning rate")
     below.set_xlabel("iteration")
     below.grid(alpha=0.3)
@@ -87,8 +89,9 @@ def draw(logs: list[Path], out: Path):
 
 
 def main():
-    logs = [Path(word) for word in sys.argv[1:] if word.endswith(".csv")] or [Path("model/log.csv")]
-    settings = configure(Settings, [word for word in sys.argv[1:] if not word.endswith(".csv")])
+    words = [word for word in sys.argv[1:] if word.endswith(".csv") and not word.startswith("-")]
+    settings = configure(Settings, [word for word in sys.argv[1:] if word not in words])
+    logs = [Path(word) for word in words or ["model/log.csv"]]
     out = Path(settings.out) if settings.out else logs[0].with_name("loss.png")
     draw(logs, out)
     print(f"{out}: {', '.join(map(str, logs))}")

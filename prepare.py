@@ -234,10 +234,11 @@ def survey(files: list[Path]) -> tuple[str, int, str]:
 # ---------------------------------------------------------------------------- writing tokens
 
 
-def pieces(chunks, n_train: int):
+def pieces(chunks, n_train: int, whole_words: bool):
     """Yield ("train" or "val", part of the text): the first n_train characters, and then the others.
 
-    Parts end where white space begins: so every tokenizer encodes them to what the whole encodes to.
+    With whole_words, parts end where white space begins: byte pairs then encode them to what the whole
+    encodes to. Only in a text without any (for 16 million characters) they are cut anywhere.
     """
     at, held, split = 0, "", "train"
     for chunk in chunks:
@@ -250,12 +251,16 @@ def pieces(chunks, n_train: int):
                 yield split, held
                 held, split = "", name
             held += part
-            cut = max((found.end() for found in WORD_END.finditer(held, max(0, len(held) - 1000))), default=0)
+            cut = len(held)
+            if whole_words and cut < LONGEST_WORD:
+                found = WORD_END.finditer(held, max(0, cut - 1000))
+                cut = max((end.end() for end in found), default=0)
             yield split, held[:cut]
             held = held[cut:]
     yield split, held
 
 
+LONGEST_WORD = 1 << 24  # characters
 WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -268,7 +273,7 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
     try:
         counts = {"train": 0, "val": 0}
         with open(beside["train.bin"], "wb") as train, open(beside["val.bin"], "wb") as val:
-            for split, piece in pieces(read_chunks(files), n_train):
+            for split, piece in pieces(read_chunks(files), n_train, meta["tokenizer"]["kind"] == "bpe"):
                 ids = tok.encode(piece).astype("<u2", copy=False)
                 (train if split == "train" else val).write(ids.data)
                 counts[split] += len(ids)
@@ -293,7 +298,9 @@ def make_tokenizer(settings: Settings, chars: str, files: list[Path], n_train: i
     if settings.tokenizer == "gpt2":
         return BPETokenizer.gpt2()
     if settings.tokenizer == "bpe":
-        learned_from = (piece for split, piece in pieces(read_chunks(files), n_train) if split == "train")
+        learned_from = (
+            piece for split, piece in pieces(read_chunks(files), n_train, True) if split == "train"
+        )
         return BPETokenizer.learn(learned_from, settings.vocab_size)
     return CharTokenizer(chars)
 

@@ -97,7 +97,8 @@ def sample(settings: Settings):
     model, tok = checkpoint.build_model(state, path)
     names = [name.strip() for name in settings.cast.split(",") if name.strip()]
     cast = Cast(names, tok) if names else None
-    unheard = [name for name in names if name not in known_names(state, tok, default=names)]
+    known = known_names(state, tok, default=names) if names else ()
+    unheard = [name for name in names if name not in known]
     if unheard:
         print(f"the training text has no speech by {', '.join(unheard)}", file=sys.stderr)
     device = find_device(settings.device)

@@ -103,6 +103,8 @@ class Director:
         # a prompt that ends with an empty line, or with nothing, has no speech under way
         if not text[:at].strip(b"\n"):
             at = len(text) - len(text.lstrip(b"\n"))
+        elif text[at - 1 : at] == b"\n" and text[at - 2 : at] != b"\n\n":
+            at -= 1  # the first half of the empty line may be the prompt's
         for _ in range(self.turns):
             at = text.find(b"\n\n", at)
             if at < 0:

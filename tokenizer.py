@@ -122,7 +122,12 @@ class BPETokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """ids, at most one a UTF-8 byte, uint16."""
-        return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
+        try:
+            return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
+        except BaseException as e:
+            if type(e).__name__ != "PanicException":  # tiktoken's regular expressions run out of stack
+                raise
+            raise ValueError("the text has a run of white space that is too long for byte pairs") from None
 
     def decode(self, ids) -> str:
         """The text; bytes that are no UTF-8, as where a character was cut in two, as U+FFFD."""

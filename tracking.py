@@ -5,6 +5,7 @@ All have row(iter=..., name=value, ...), which is called where a line is printed
 
 import csv
 import dataclasses
+import importlib
 import io
 from pathlib import Path
 
@@ -53,14 +54,22 @@ def open_logs(settings, out: Path, start: int) -> list:
     return logs
 
 
+def require_packages(settings):
+    """Raises ValueError where a package is missing that settings ask for, before anything is written."""
+    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
+        if getattr(settings, name):
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                raise ValueError(f"--{name} needs a package: pip install {name}") from None
+
+
 class TensorBoard:
-    """The same for `tensorboard --logdir`. Raises ValueError where the package is missing."""
+    """The same for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path, start: int, settings: dict):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError("--tensorboard needs a package: pip install tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(folder, purge_step=start)  # what a stopped run wrote after its last save
         if not start:
             self.writer.add_text(
@@ -79,13 +88,11 @@ class TensorBoard:
 
 
 class WandB:
-    """The same at wandb.ai. Raises ValueError where the package is missing."""
+    """The same at wandb.ai."""
 
     def __init__(self, folder: Path, start: int, settings: dict):
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("--wandb needs a package: pip install wandb") from None
+        import wandb
+
         folder.mkdir(exist_ok=True)
         name = folder / "id"  # a run that goes on is the same run there
         if not (start and name.is_file()):

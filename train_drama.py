@@ -33,7 +33,7 @@ from huggingface import from_gpt2
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
 from optimizer import learning_rate_at, make_optimizers, restore
-from tracking import open_logs
+from tracking import open_logs, require_packages
 
 # ---------------------------------------------------------------------------- settings
 
@@ -154,12 +154,11 @@ def new_model(settings: Settings, tok) -> GPT:
     """A model to begin with. Raises ValueError or OSError for weights that cannot be had or do not fit."""
     if settings.init_from in OWN_WEIGHTS:
         return GPT(settings.model_config(tok.vocab_size))
-    model = from_gpt2(settings.init_from, settings.block_size, settings.dropout)
-    if model.config.vocab_size != tok.vocab_size:
-        raise ValueError(
-            f"{settings.init_from} has {model.config.vocab_size:,} tokens and data/{settings.dataset} has "
-            f"{tok.vocab_size:,}: prepare the text with --tokenizer=gpt2 for GPT-2's"
-        )
+    model = from_gpt2(settings.init_from, settings.block_size, settings.dropout, tok)
+    shape = {name: getattr(model.config, name) for name in ("arch", "n_layer", "n_head", "n_embd", "bias")}
+    if any(getattr(settings, name) != value for name, value in shape.items()):
+        given = " ".join(f"--{name}={value}" for name, value in shape.items())
+        raise ValueError(f"{settings.init_from} is of another shape; its own is {given}")
     return model
 
 
@@ -192,6 +191,8 @@ def saved_run(settings: Settings, meta: dict) -> dict | None:
         for f in dataclasses.fields(settings)
         if f.name not in FREE_TO_CHANGE and saved.get(f.name) != getattr(settings, f.name)
     ]
+    if settings.init_from not in (*OWN_WEIGHTS, saved.get("init_from")):
+        other.append(f"init_from (saved {saved.get('init_from')!r}, asked {settings.init_from!r})")
     if state.get("data_sha256") != meta["sha256"]:
         other.append(f"the text in data/{settings.dataset}")
     if other:
@@ -225,6 +226,7 @@ def train(settings: Settings) -> dict:
     OSError for a disk that fails, FloatingPointError for a loss that is no longer finite; last.pt then
     holds the last good state.
     """
+    require_packages(settings)
     machine = training_machine(settings.device, settings.dtype)
     if settings.batch_size % machine.world:
         raise ValueError(f"batch_size={settings.batch_size} cannot be split among {machine.world} processes")
@@ -314,7 +316,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
         try:
             if rank == 0:
                 plot.draw([out / "log.csv"], out / "loss.png")
-        except (ValueError, OSError) as e:
+        except Exception as e:  # a picture is no reason to stop
             say(f"no picture of the losses: {one_line(e)}")
 
     def show_sample(i: int):
@@ -323,7 +325,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
         ids = generate(writer, first, SAMPLE, temperature=0.8, seed=settings.seed)
         text = meta["tokenizer"].decode(ids[0].tolist()).strip("\n")
         say(f"sample {i}:\n{text}\n---------------")
-        log(iter=i, sample=text)
+        log(iter=i, sample=text.replace("\0", "\ufffd"))  # which csv cannot hold
 
     # as many windows of the train split as of the whole val split, always the same ones
     most = settings.eval_iters * max(1, EVAL_TOKENS // settings.block_size)

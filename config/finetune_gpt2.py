@@ -1,6 +1,10 @@
 # Go on from OpenAI's GPT-2 (124M parameters; a GPU with 12 GB, or patience):
 #   pip install huggingface_hub safetensors && python prepare.py --tokenizer=gpt2 --dataset=gpt2
 init_from = "gpt2"
+n_layer = 12
+n_head = 12
+n_embd = 768
+bias = True
 dataset = "gpt2"
 out_dir = "model/gpt2"
 block_size = 512  # of its 1,024: fits a smaller GPU

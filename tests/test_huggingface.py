@@ -15,12 +15,20 @@ from tokenizer import BPETokenizer, CharTokenizer
 from train_drama import Settings
 
 transformers = pytest.importorskip("transformers")
+FIFTY = CharTokenizer("".join(map(chr, range(65, 115))))
 SHAPE = dict(n_layer=2, n_head=2, n_embd=32)
 
 
-def their_gpt2(place, seed=0, **changes):
+def change(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def their_gpt2(place, seed=0, vocab=50, **changes):
     torch.manual_seed(seed)
-    config = transformers.GPT2Config(vocab_size=50, n_positions=64, **SHAPE, initializer_range=0.2, **changes)
+    config = transformers.GPT2Config(
+        vocab_size=vocab, n_positions=64, **SHAPE, initializer_range=0.2, **changes
+    )
     theirs = transformers.GPT2LMHeadModel(config).eval()
     for name, p in theirs.named_parameters():
         if name.endswith("bias"):
@@ -32,8 +40,10 @@ def their_gpt2(place, seed=0, **changes):
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
 def test_their_weights_give_their_logits_here(tmp_path, activation):
     theirs = their_gpt2(tmp_path / "theirs", activation_function=activation)
-    ours = from_gpt2(str(tmp_path / "theirs"), block_size=48, dropout=0.0).eval()
+    ours = from_gpt2(str(tmp_path / "theirs"), block_size=48, dropout=0.0, tok=FIFTY).eval()
     assert ours.config.block_size == 48
+    with pytest.raises(ValueError, match="block_size=65 is more than the 64"):
+        from_gpt2(str(tmp_path / "theirs"), block_size=65, dropout=0.0, tok=FIFTY)
     idx = torch.randint(50, (3, 48))
     torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, rtol=0, atol=1e-5)
 
@@ -64,7 +74,7 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
     ids = torch.tensor(tok.encode("LUCIO:\nMy love").astype("int64"))[None]
     expected = tok.decode(generate(model, ids, 60, temperature=0)[0].tolist())
     written = transformers.pipeline("text-generation", str(folder / "hf"))(
-        "LUCIO:\nMy love", max_new_tokens=60, do_sample=False
+        "LUCIO:\nMy love", max_length=len(ids[0]) + 60, do_sample=False
     )  # fmt: skip
     assert written[0]["generated_text"] == expected
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder / "hf")
@@ -77,7 +87,7 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
             and fast.decode(fast(piece)["input_ids"]) == piece
         )
     card = (folder / "hf/README.md").read_text()
-    assert "2.0000" in card and "n_layer 6" in card
+    assert "2.0000" in card and "n_layer 2" in card and "from scratch" in card
     assert call("export.py", "model/ckpt.pt", "--out=hf")[0] == 2  # nothing is written over
 
 
@@ -91,13 +101,17 @@ def test_training_goes_on_from_their_weights(call, corpus):
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=vocab, n_positions=64, **SHAPE)
     transformers.GPT2LMHeadModel(config).save_pretrained(corpus / "theirs")
-    how = flags(init_from="theirs", block_size=32, batch_size=4, out_dir="m", dtype="float32", **SHORT)
+    shape = dict(init_from="theirs", block_size=32, bias=True, **SHAPE)
+    how = flags(**shape, batch_size=4, out_dir="m", dtype="float32", **SHORT)
     status, out, err = call("train_drama.py", *how)
     assert (status, err) == (0, "") and "step 20:" in out
     config = checkpoint.load("m/ckpt.pt")["config"]
     assert config["n_layer"] == 2 and config["gelu"] == "tanh" and config["block_size"] == 32
     status, out, _ = call("train_drama.py", *how, "--max_iters=25")
     assert status == 0 and "continuing at iteration 21" in out
+    (corpus / "theirs").rename(corpus / "others")
+    status, _, err = call("train_drama.py", *how, "--init_from=others")
+    assert status == 2 and "init_from (saved 'theirs', asked 'others')" in err
 
 
 @pytest.mark.parametrize("harm, words", [
@@ -106,10 +120,12 @@ def test_training_goes_on_from_their_weights(call, corpus):
     (lambda f: (f / "config.json").write_text("{}"), "no GPT-2"),
     (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "no GPT-2"),
     (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "llama"})), "no GPT-2"),
-    (lambda f: None, "50 tokens"),
+    (lambda f: change(f, scale_attn_by_inverse_layer_idx=True), "no GPT-2"),
+    (lambda f: (f / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1}}}'), "other tokens"),
+    (lambda f: None, "--n_layer=2 --n_head=2 --n_embd=32 --bias=True"),
 ])  # fmt: skip
 def test_a_folder_that_does_not_fit_is_refused_in_one_line(call, corpus, harm, words):
-    their_gpt2(corpus / "theirs")
+    their_gpt2(corpus / "theirs", vocab=len(set(play())))
     harm(corpus / "theirs")
     status, _, err = call("train_drama.py", *flags(init_from="theirs", block_size=32, out_dir="m", **SHORT))
     assert status in (1, 2) and words in err and len(err.splitlines()) == 1
@@ -133,3 +149,15 @@ def test_without_a_network_one_line_says_what_to_give(call, folder, monkeypatch)
     monkeypatch.setattr(hub, "snapshot_download", no_network)
     status, _, err = call("train_drama.py", "--init_from=gpt2", *flags(**SHORT))
     assert status == 1 and "config.json" in err and len(err.splitlines()) == 1
+
+
+def test_an_exported_folder_is_whole_or_absent_and_writes_as_long_as_it_can(call, corpus, train, monkeypatch):
+    train(out_dir="m", bias=True)
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    status, _, err = call("export.py", "m/ckpt.pt", "--out=hf")
+    assert status == 2 and "pip install tokenizers" in err and not (corpus / "hf").exists()
+    monkeypatch.undo()
+    assert call("export.py", str(corpus / "m/last.pt"), f"--out={corpus / 'hf'}")[0] == 2
+    assert call("export.py", str(corpus / "m/ckpt.pt"), f"--out={corpus / 'hf'}")[::2] == (0, "")
+    written = transformers.pipeline("text-generation", str(corpus / "hf"))("LUCIO:")  # as the README does
+    assert 6 < len(written[0]["generated_text"]) <= 32

@@ -11,9 +11,25 @@ def test_a_run_s_losses_become_a_picture(call, corpus, train):
     assert (corpus / "a/loss.png").read_bytes().startswith(b"\x89PNG")
     status, out, err = call("plot.py", "a/log.csv", "a/log.csv", "--out=both.svg")
     assert (status, err) == (0, "") and "both.svg" in out
-    assert (
-        "validation split" in (corpus / "both.svg").read_text() or "<svg" in (corpus / "both.svg").read_text()
-    )
+    assert (corpus / "both.svg").read_text().count("</svg>") == 1
+
+
+def test_the_best_point_is_in_the_picture_when_a_run_overfits(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    path = tmp_path / "log.csv"
+    path.write_text(HEAD + "0,4,1,1,1,1,,,,\n0,,,,,,4,4,6,\n9,0.2,1,1,1,1,,,,\n9,,,,,,0.3,1.9,3,\n")
+    seen = []
+    real = matplotlib.Figure.savefig
+    with pytest.MonkeyPatch.context() as m:
+
+        def remember(figure, *where, **how):
+            seen.append(figure)
+            real(figure, *where, **how)
+
+        m.setattr(matplotlib.Figure, "savefig", remember)
+        plot.draw([path], tmp_path / "loss.png")
+    low, high = seen[0].axes[0].get_ylim()
+    assert low < 0.2 and 1.9 < high < 3
 
 
 def test_the_values_are_those_of_the_log(tmp_path):

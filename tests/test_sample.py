@@ -87,7 +87,7 @@ def test_a_prompt_longer_than_the_context_is_continued(call, trained):
         (["--top_k=-1"], "top_k"),
         (["--turns=-1"], "turns"),
         (["--format=pdf"], "none of text, fountain, json"),
-        (["--cast=LUCIO,René"], "cast: the model never saw these characters in training: 'é'"),
+        (["--cast=LUCIO,Séan"], "cast: the model never saw these characters in training: 'é'"),
         (["--device=cuda:99"], "--device=auto"),
         (["--out_dir=elsewhere"], "train_drama.py"),
         (["--strat=LUCIO:"], "did you mean start?"),

@@ -65,7 +65,9 @@ def test_a_speech_under_way_is_ended_before_the_cast_takes_over(tok):
         assert names[0] == "First Lord" and set(names[1:-1]) <= {"LUCIO"}
 
 
-@pytest.mark.parametrize("prompt, whole", [("\n", 3), ("LUCIO:", 3), (TEXT, 5), (TEXT + "LUCIO:\nHe", 5)])
+@pytest.mark.parametrize("prompt, whole", [
+    ("\n", 3), ("LUCIO:", 3), (TEXT, 5), (TEXT + "LUCIO:\nHe", 5), (TEXT[:-1], 4),
+])  # fmt: skip
 def test_turns_are_whole_speeches(prompt, whole):
     for text in write(CHARS, prompt, ["LUCIO", "ISABELLA"], turns=3, n=5000):
         assert len(speeches(text)) == whole and text.startswith(prompt)

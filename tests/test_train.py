@@ -50,7 +50,7 @@ def test_a_training_learns_and_writes_its_three_files(train, corpus):
     result = train(out_dir="m", max_iters=60, lr_decay_iters=60)
     assert result["iteration"] == 61 and result["signal"] == 0
     assert result["best_val_loss"] < 3.0 < math.log(31)  # it has learnt more than how often each letter comes
-    assert sorted(os.listdir("m")) == [".lock", "ckpt.pt", "last.pt", "log.csv"]
+    assert sorted(os.listdir("m")) == [".lock", "ckpt.pt", "last.pt", "log.csv", "loss.png"]
     best = checkpoint.load("m/ckpt.pt")
     assert best["val_loss"] == result["best_val_loss"] and best["settings"]["n_embd"] == 32
     assert checkpoint.load("m/last.pt")["next_iteration"] == 61
@@ -253,7 +253,7 @@ def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
     train(**{**settings, "out_dir": "killed"})
     assert equal(weights("whole"), weights("killed")) and losses("whole") == losses("killed")
     assert equal(weights("whole", "ckpt.pt"), weights("killed", "ckpt.pt"))
-    assert sorted(os.listdir("killed")) == [".lock", "ckpt.pt", "last.pt", "log.csv"]
+    assert sorted(os.listdir("killed")) == [".lock", "ckpt.pt", "last.pt", "log.csv", "loss.png"]
 
 
 def saved_iteration():
@@ -295,6 +295,14 @@ def test_starting_over_keeps_the_earlier_run(call, corpus):
     status, out, _ = call("train_drama.py", *settings, "--init_from=scratch", "--seed=9")
     assert status == 0 and "kept as ckpt-1.pt, last-1.pt, log-1.csv" in out
     assert equal(weights("m", "ckpt-1.pt"), good) and not equal(weights("m", "ckpt.pt"), good)
+
+
+def test_a_missing_package_is_found_out_before_the_earlier_run_is_moved(call, corpus, monkeypatch):
+    assert call("train_drama.py", *flags(**SMALL, **SHORT, out_dir="m"))[0] == 0
+    before = sorted(os.listdir("m"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    settings = flags(**SMALL, **SHORT, out_dir="m", init_from="scratch", wandb=True)
+    assert call("train_drama.py", *settings)[0] == 2 and sorted(os.listdir("m")) == before
 
 
 def test_resuming_nothing_is_refused(call, corpus):
