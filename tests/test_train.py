@@ -374,14 +374,15 @@ def test_a_bounded_evaluation_sees_the_same_windows_each_time(train):
     assert a["val_loss"] == b["val_loss"]
 
 
-def test_two_processes_train_as_one(train, corpus):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_train_as_one(train, corpus, processes):
     how = dict(dropout=0.0, dtype="float32", gradient_accumulation_steps=2)
     train(out_dir="one", **how)
     script = corpus / "run.py"
     script.write_text(
         "import pathlib, prepare, train_drama as t\nprepare.DATA = pathlib.Path('data')\nt.run(t.main)"
     )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", script]
     process = start(
         corpus, *command, *flags(**{**SMALL, **SHORT, **how}, out_dir="two"),
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -389,7 +390,7 @@ def test_two_processes_train_as_one(train, corpus):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [s[0] for s in STEP.findall(out)] == ["0", "10", "20"]  # printed once, by one of them
-    assert "2 processes" in out
+    assert f"{processes} processes" in out
     for name, a in weights("one").items():
         torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
     for a, b in zip(losses("one"), losses("two"), strict=True):
