@@ -1,4 +1,4 @@
-# For a machine with no GPU: a third of the parameters, small steps, and all that docs/recipes.md found to help.
+# For a machine with no GPU: a third of the parameters, small steps, and what docs/recipes.md found to help.
 arch = "modern"
 optimizer = "muon"
 n_layer = 4
