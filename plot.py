@@ -59,15 +59,11 @@ def draw(logs: list[Path], out: Path):
         if "val_loss" in columns:
             above.plot(*columns["train_loss"], color=color, linestyle=":", label=f"{name}: training split")
             iterations, losses = columns["val_loss"]
-            above.plot(iterations, losses, color=color, marker=".", label=f"{name}: validation split")
             best = min(range(len(losses)), key=losses.__getitem__)
-            above.plot(
-                iterations[best], losses[best], "o", color=color, markerfacecolor="none", markersize=10
-            )
-            text = f"{losses[best]:.4f} at {iterations[best]:,}"
-            above.annotate(
-                text, (iterations[best], losses[best]), (0, 8), textcoords="offset points", ha="right"
-            )
+            label = f"{name}: validation split, best {losses[best]:.4f} at {iterations[best]:,}"
+            above.plot(iterations, losses, color=color, marker=".", label=label)
+            ring = dict(color=color, markerfacecolor="none", markersize=10)
+            above.plot(iterations[best], losses[best], "o", **ring)
         below.plot(*columns["lr"], color=color)
     above.set_ylabel("loss (nats a token)")
     above.legend(fontsize="small")
