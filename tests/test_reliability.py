@@ -239,14 +239,14 @@ def test_two_hosts_train_as_one_job_and_survive_the_death_of_a_worker(corpus, tw
         return "".join((corpus / f"{out_dir}{n}.txt").read_text() for n in (0, 1))
 
     def ended(parts, out_dir):
-        statuses = [part.wait(timeout=180) for part in parts]
+        statuses = [part.wait(timeout=300) for part in parts]
         assert statuses == [0, 0], printed(out_dir)
         return checkpoint.load(corpus / out_dir / "last.pt")
 
     whole = ended(job("whole"), "whole")
     assert "2 processes" in printed("whole") and printed("whole").count("iter 60:") == 1
     broken = job("broken")
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300  # on a machine that does other things as well
     while "iter 25:" not in printed("broken"):
         assert time.monotonic() < until, printed("broken")
         time.sleep(0.05)
