@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import time
+import uuid
 from dataclasses import dataclass
 
 import torch
@@ -87,14 +88,47 @@ def training_machine(device: str, dtype: str) -> Machine:
     if world > 1 and not dist.is_initialized():
         cuda = place.type == "cuda"
         store, _, _ = next(dist.rendezvous("env://"))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            # restarting a job on one machine, torchrun keeps its store with the dead processes' addresses
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = among_the_living(store, rank, world)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             store=store, rank=rank, world_size=world, device_id=place if cuda else None,
         )  # fmt: skip
     return Machine(place, kind, rank, local_rank, world)
+
+
+def among_the_living(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """The part of a store that only the processes of this start of a job read and write.
+
+    torchrun restarts processes with the store of the dead ones, their addresses in it, and its hosts do not
+    agree on how often they have restarted. So each process calls out a name made just now, the first answers
+    to that name, and the others join under the first one's. Raises OSError after half an hour.
+    """
+    me, until = uuid.uuid4().hex, time.monotonic() + 1800
+
+    def wait():
+        if time.monotonic() > until:
+            raise OSError(0, f"process {rank} of {world} has waited for the others for half an hour")
+        time.sleep(0.02)
+
+    if rank:
+        store.set(f"called/{rank}", me)
+        while not store.check([f"answer/{me}"]):
+            wait()
+        first = store.get(f"answer/{me}").decode()
+        store.set(f"joined/{first}/{rank}", "")
+        return dist.PrefixStore(first, store)
+    answered, missing = set(), set(range(1, world))
+    while missing:
+        for other in missing.copy():
+            if store.check([f"called/{other}"]):
+                name = store.get(f"called/{other}").decode()  # perhaps a dead one's, until it calls again
+                if name not in answered:
+                    store.set(f"answer/{name}", me)
+                    answered.add(name)
+            if store.check([f"joined/{me}/{other}"]):
+                missing.discard(other)
+        wait()
+    return dist.PrefixStore(me, store)
 
 
 def keep_freed_memory():

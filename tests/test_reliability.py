@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, SHORT, SMALL, flags, start
 
 import checkpoint
+from machine import among_the_living
 
 TRAIN = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
 
@@ -184,6 +187,26 @@ def test_a_job_whose_worker_is_killed_restarts_and_ends_with_the_unbroken_run_s_
     a, b = (checkpoint.load(corpus / name / "last.pt") for name in ("whole", "broken"))
     assert a["next_iteration"] == b["next_iteration"] == 61
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+
+
+def test_processes_that_start_again_do_not_meet_the_dead_in_the_store():
+    store, rounds = dist.HashStore(), []
+    for start_count in range(3):
+        found = {}
+
+        def join(rank, found=found, start_count=start_count):
+            mine = among_the_living(store, rank, 3)
+            mine.set(f"address/{rank}", str(start_count))
+            found[rank] = [mine.get(f"address/{other}").decode() for other in range(3)]
+
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in (0, 1, 2)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)  # the first one sees the names of the dead before the living have called
+        for thread in threads:
+            thread.join(timeout=30)
+        rounds.append(found)
+    assert rounds == [{rank: [str(n)] * 3 for rank in range(3)} for n in range(3)]
 
 
 @pytest.fixture
