@@ -48,6 +48,12 @@ def configure(cls, argv: list[str]):
     return cls(**{**from_files, **from_line})
 
 
+def files(argv: list[str], ending: str) -> tuple[list[str], list[str]]:
+    """argv in two: the words that name files with that ending, and the others, which are for `configure`."""
+    named = [word for word in argv if word.endswith(ending) and not word.startswith("-")]
+    return named, [word for word in argv if word not in named]
+
+
 def check_name(name: str, fields: dict, prefix: str):
     if name not in fields:
         near = difflib.get_close_matches(name, fields, 1, 0.5)

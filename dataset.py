@@ -70,8 +70,9 @@ def load_data(name: str, block_size: int, machine: Machine):
         counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
         meta["sha256"] = checkpoint.digest([meta["sha256"], counts, meta["tokenizer"]])
         meta["tokenizer"] = tokenizer.from_dict(meta["tokenizer"])
-        meta["val_characters"] = max(1, int(meta["val_characters"]))
-        str(meta["source"])
+        meta["val_characters"] = int(meta["val_characters"])
+        if meta["val_characters"] < 1 or not isinstance(meta["source"], str):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / 'meta.json'} is damaged; run prepare.py again") from None
     for split, count in counts.items():
@@ -97,12 +98,10 @@ def draw_batches(split: Split, settings, iteration: int, machine: Machine):
     for step, step_starts in enumerate(starts[:, machine.rank]):
         x, y = split.windows(step_starts, settings.block_size)
         if settings.corruption:
-            stream, all_processes = (
-                random_stream(settings.seed, "corruption", iteration, step),
-                (machine.world, *x.shape),
-            )
-            replaced = torch.rand(all_processes, generator=stream)[machine.rank] < settings.corruption
-            others = torch.randint(split.vocab_size, all_processes, generator=stream)[machine.rank]
+            stream = random_stream(settings.seed, "corruption", iteration, step)
+            shape = (machine.world, *x.shape)
+            replaced = torch.rand(shape, generator=stream)[machine.rank] < settings.corruption
+            others = torch.randint(split.vocab_size, shape, generator=stream)[machine.rank]
             x = torch.where(replaced.to(x.device), others.to(x.device), x)
         yield x, y
 

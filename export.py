@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import configure, run
+from configurator import configure, files, run
 from generation import generate
-from huggingface import fast_tokenizer, optional, to_gpt2
+from huggingface import OWN_WEIGHTS, fast_tokenizer, optional, to_gpt2
 from tokenizer import CharTokenizer
 
 
@@ -89,14 +89,13 @@ def export(path: Path, out: Path):
             "clean_up_tokenization_spaces": False,
         },
     }
-    first = tok.encode(tok.decode([0])) if isinstance(tok, CharTokenizer) else tok.encode("\n")
-    idx = torch.tensor(first.astype("int64"))[None]
-    sample = generate(model.eval(), idx, 400, temperature=0.8)
+    first = 0 if isinstance(tok, CharTokenizer) else tok.encode("\n").item()  # not every text has newlines
+    sample = generate(model.eval(), torch.tensor([[first]]), 400, temperature=0.8)
     settings = state["settings"]
     origin = settings["init_from"]
     card = CARD.format(
         dataset=settings["dataset"],
-        origin=" from scratch" if origin in ("auto", "resume", "scratch") else f", starting from {origin}",
+        origin=" from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}",
         parameters=model.num_params() / 1e6,
         tokenizer="characters" if isinstance(tok, CharTokenizer) else f"{tok.vocab_size:,} byte-pair tokens",
         n_layer=c.n_layer,
@@ -125,9 +124,9 @@ def export(path: Path, out: Path):
 
 
 def main():
-    words = [word for word in sys.argv[1:] if word.endswith(".pt") and not word.startswith("-")]
-    settings = configure(Settings, [word for word in sys.argv[1:] if word not in words])
-    export(Path(words[0] if words else "model/ckpt.pt"), Path(settings.out))
+    given, others = files(sys.argv[1:], ".pt")
+    settings = configure(Settings, others)
+    export(Path(given[0] if given else "model/ckpt.pt"), Path(settings.out))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ import checkpoint
 from model import GPT, GPTConfig
 from tokenizer import CharTokenizer
 
+OWN_WEIGHTS = ("auto", "resume", "scratch")  # of init_from: what a run of ours begins with
+OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
 
 def optional(name: str):
     """An optional package. Raises ValueError where it is not installed."""
@@ -163,14 +166,10 @@ def merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
     return pairs
 
 
-def visible() -> dict[int, str]:
-    """GPT-2's spelling of each byte as a printable character."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {b: chr(b) for b in plain} | {b: chr(256 + n) for n, b in enumerate(others)}
-
-
-VISIBLE = visible()
+# GPT-2's spelling of each byte as a printable character
+PLAIN_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
+VISIBLE = {b: chr(b) for b in PLAIN_BYTES}
+VISIBLE |= {b: chr(256 + n) for n, b in enumerate(b for b in range(256) if b not in PLAIN_BYTES)}
 
 
 def spell(token: bytes) -> str:

@@ -86,7 +86,9 @@ class Muon(torch.optim.Optimizer):
             lr, momentum = group["lr"], group["momentum"]
             by_shape = defaultdict(list)  # matrices of one shape are multiplied together
             for p in group["params"]:
-                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                mean = self.state[p]["momentum_buffer"]
                 mean.lerp_(p.grad, 1 - momentum)
                 by_shape[p.shape].append((p, p.grad.lerp(mean, momentum)))  # Nesterov's look ahead
             for shape, pairs in by_shape.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import write_atomically
-from configurator import configure, run
+from configurator import configure, files, run
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def draw(logs: list[Path], out: Path):
 
 
 def main():
-    words = [word for word in sys.argv[1:] if word.endswith(".csv") and not word.startswith("-")]
-    settings = configure(Settings, [word for word in sys.argv[1:] if word not in words])
-    logs = [Path(word) for word in words or ["model/log.csv"]]
+    given, others = files(sys.argv[1:], ".csv")
+    settings = configure(Settings, others)
+    logs = [Path(word) for word in given or ["model/log.csv"]]
     out = Path(settings.out) if settings.out else logs[0].with_name("loss.png")
     draw(logs, out)
     print(f"{out}: {', '.join(map(str, logs))}")

@@ -42,9 +42,7 @@ class Cast:
         except UnknownCharacters as e:
             raise ValueError(f"cast: {e}") from None
         self.headings = [heading.encode() for heading in headings]
-        self.tok = tok
-        spelled = (tok.decode_bytes([n]) for n in range(tok.vocab_size - len(getattr(tok, "special", ()))))
-        self.ids = {token: n for n, token in enumerate(spelled)}
+        self.ids = {tok.decode_bytes([n]): n for n in range(tok.vocab_size)}
 
     def allowed(self, text: bytes) -> list[int] | None:
         """The tokens that may follow a text, or None for all."""
@@ -94,10 +92,10 @@ class Director:
 
     def written(self, row: int) -> str:
         """A row's text: to the end of its last turn, where there is one."""
-        text = bytes(self.texts[row])
+        text = self.texts[row]
         return text[: self.end(text)].decode("utf-8", "ignore")  # of a character cut in two nothing is shown
 
-    def end(self, text: bytes) -> int | None:
+    def end(self, text: bytearray) -> int | None:
         """Where the last turn ends, or None while it has not."""
         at = self.prompt
         # a prompt that ends with an empty line, or with nothing, has no speech under way
@@ -113,7 +111,7 @@ class Director:
         return at - 1 if self.turns else None
 
     def done(self) -> bool:
-        return self.turns > 0 and all(self.end(bytes(text)) is not None for text in self.texts)
+        return self.turns > 0 and all(self.end(text) is not None for text in self.texts)
 
 
 def fountain(texts: list[str]) -> str:

@@ -29,16 +29,13 @@ import checkpoint
 import plot
 from dataset import EVAL_TOKENS, draw_batches, evaluate, fixed_windows, load_data
 from generation import generate, pack
-from huggingface import from_gpt2
+from huggingface import OPENAI_WEIGHTS, OWN_WEIGHTS, from_gpt2
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
 from model import GPT, GPTConfig, seed_at
 from optimizer import learning_rate_at, make_optimizers, restore
 from tracking import open_logs, require_packages
 
 # ---------------------------------------------------------------------------- settings
-
-OWN_WEIGHTS = ("auto", "resume", "scratch")
-OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 @dataclass(frozen=True)
@@ -97,17 +94,12 @@ class Settings:
         for name in ("beta1", "beta2", "corruption"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not at least 0 and below 1")
-        choices = {
-            "dtype": DTYPES,
-            "optimizer": ("adamw", "muon"),
-        }
-        init_from = self.init_from
-        if init_from not in OWN_WEIGHTS + OPENAI_WEIGHTS and not Path(init_from).is_dir():
-            known = ", ".join(OWN_WEIGHTS + OPENAI_WEIGHTS)
-            raise ValueError(f"init_from={init_from!r} is none of {known}, nor a folder")
-        for name, values in choices.items():
+        for name, values in {"dtype": DTYPES, "optimizer": ("adamw", "muon")}.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
+        named = OWN_WEIGHTS + OPENAI_WEIGHTS
+        if self.init_from not in named and not Path(self.init_from).is_dir():
+            raise ValueError(f"init_from={self.init_from!r} is none of {', '.join(named)}, nor a folder")
         self.model_config(vocab_size=1)
 
     def model_config(self, vocab_size: int) -> GPTConfig:
@@ -120,8 +112,7 @@ SAMPLE = 200  # tokens of the samples on the way
 # Settings that may differ when a run is continued: the iterations it takes stay the same.
 FREE_TO_CHANGE = {
     "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "eval_iters", "log_interval",
-    "sample_interval", "tensorboard", "wandb",
-    "device", "dtype", "compile",
+    "sample_interval", "tensorboard", "wandb", "device", "dtype", "compile",
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------- compiling
@@ -175,16 +166,9 @@ def saved_run(settings: Settings, meta: dict) -> dict | None:
     state = checkpoint.load(path)
     if scratch and state.get("launch") != launch():  # a process died, but before it had saved anything
         return None
-    refuse = ValueError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
-    wanted = {
-        "next_iteration": int,
-        "best_val_loss": float,
-        "optimizers": list,
-        "scaler": dict,
-        "settings": dict,
-    }
+    wanted = dict(next_iteration=int, best_val_loss=float, optimizers=list, scaler=dict, settings=dict)
     if any(type(state.get(name)) is not kind for name, kind in wanted.items()) or state["next_iteration"] < 0:
-        raise refuse
+        raise ValueError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
     saved = state["settings"]
     other = [
         f"{f.name} (saved {saved.get(f.name)!r}, asked {getattr(settings, f.name)!r})"
@@ -242,7 +226,6 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     device, rank, world = machine.device, machine.rank, machine.world
     train_split, val_split, meta = data
     hear = "python sample.py" + ("" if settings.out_dir == "model" else f" --out_dir={settings.out_dir}")
-
     live = rank == 0 and sys.stdout.isatty()
 
     def say(text: str):
@@ -261,6 +244,8 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     else:
         model, _ = checkpoint.build_model(state, out / "last.pt")
         start, best = state["next_iteration"], state["best_val_loss"]
+        if (origin := state["settings"]["init_from"]) not in OWN_WEIGHTS:  # where the weights come from
+            settings = dataclasses.replace(settings, init_from=origin)
         if start > settings.max_iters:
             say(f"this run is finished, best val loss {best:.4f}; to hear it: {hear}")
             say("to train it further, give a larger --max_iters; to start over, --init_from=scratch")
@@ -320,12 +305,18 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             say(f"no picture of the losses: {one_line(e)}")
 
     def show_sample(i: int):
+        try:
+            text = sample_on_the_way()
+        except RuntimeError as e:  # no memory left beside the training's
+            return say(f"no sample: {one_line(e)[:120]}")
+        say(f"sample {i}:\n{text}\n---------------")
+        log(iter=i, sample=text.replace("\0", "\ufffd"))  # which csv cannot hold
+
+    def sample_on_the_way() -> str:
         writer = pack(copy.deepcopy(model), machine.dtype)  # decoding as in sample.py, the model left alone
         first, _ = val_split.windows(torch.tensor([0]), 1)  # the token that the validation text begins with
         ids = generate(writer, first, SAMPLE, temperature=0.8, seed=settings.seed)
-        text = meta["tokenizer"].decode(ids[0].tolist()).strip("\n")
-        say(f"sample {i}:\n{text}\n---------------")
-        log(iter=i, sample=text.replace("\0", "\ufffd"))  # which csv cannot hold
+        return meta["tokenizer"].decode(ids[0].tolist()).strip("\n")
 
     # as many windows of the train split as of the whole val split, always the same ones
     most = settings.eval_iters * max(1, EVAL_TOKENS // settings.block_size)
@@ -410,9 +401,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-            if (
-                not scaler.is_enabled() or norm.isfinite()
-            ):  # float16 overflows: no optimizer takes a step then
+            if not scaler.is_enabled() or norm.isfinite():  # none takes a step when float16 overflows
                 for optimizer in optimizers:
                     scaler.step(optimizer)
             scaler.update()

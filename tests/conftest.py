@@ -52,7 +52,7 @@ def play(n_speeches: int = 300, seed: int = 0) -> str:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="try ten times as often what is tried at random")
+    parser.addoption("--thorough", action="store_true", help="try more often what is tried at random")
 
 
 @pytest.fixture

@@ -109,6 +109,9 @@ def test_training_goes_on_from_their_weights(call, corpus):
     assert config["n_layer"] == 2 and config["gelu"] == "tanh" and config["block_size"] == 32
     status, out, _ = call("train_drama.py", *how, "--max_iters=25")
     assert status == 0 and "continuing at iteration 21" in out
+    resumed = [word for word in how if "init_from" not in word]
+    assert call("train_drama.py", *resumed, "--max_iters=30")[0] == 0  # and it is still known where from
+    assert checkpoint.load("m/ckpt.pt")["settings"]["init_from"] == "theirs"
     (corpus / "theirs").rename(corpus / "others")
     status, _, err = call("train_drama.py", *how, "--init_from=others")
     assert status == 2 and "init_from (saved 'theirs', asked 'others')" in err
