@@ -162,7 +162,7 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
         if (
             weights["wte.weight"].shape != (config.vocab_size, config.n_embd)
             or (config.arch == "gpt2" and weights["wpe.weight"].shape != (config.block_size, config.n_embd))
-            or sum(name.endswith("attn.c_attn.weight") for name in weights) != config.n_layer
+            or sum(name.endswith("c_attn.weight") for name in weights) != config.n_ensemble * config.n_layer
             or tok.vocab_size != config.vocab_size
         ):
             raise ValueError("sizes differ")

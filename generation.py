@@ -25,8 +25,9 @@ class KVCache:
     def __init__(self, config: GPTConfig, batch: int, size: int | None = None, device=None, dtype=None):
         self.size = min(size or config.block_size, config.block_size)
         shape = (batch, config.n_head, self.size, config.n_embd // config.n_head)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        layers = config.n_ensemble * config.n_layer
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.nothing = config.vocab_size
         self.before = torch.empty(batch, PAST, device=device, dtype=torch.long)
         self.position = None

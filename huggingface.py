@@ -56,10 +56,11 @@ def transposed(name: str) -> bool:
 def to_gpt2(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT-2's weights under transformers' names; biases that ours does not have are zero there.
 
-    Raises ValueError for arch=modern, which transformers has no class for.
+    Raises ValueError for what transformers has no class for.
     """
-    if model.config.arch != "gpt2":
-        raise ValueError(f"arch={model.config.arch!r} has no counterpart there; train with --arch=gpt2")
+    for name, value in {"arch": "gpt2", "n_ensemble": 1}.items():
+        if (own := getattr(model.config, name)) != value:
+            raise ValueError(f"{name}={own!r} has no counterpart there; train with --{name}={value}")
     weights = {}
     for name, value in model.state_dict().items():
         value = value.detach().float()

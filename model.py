@@ -5,6 +5,8 @@ positions, pre-norm blocks, GELU, one matrix for token embedding and output head
 same text in fewer iterations: embeddings of the last four tokens at every position, which every block sees
 anew, rotary positions, normalised queries and keys, squared ReLU, norms without weights, an output head of
 its own, that and the residual projections zero at the start, and dropout everywhere but on attention.
+With n_ensemble above 1, so many stacks of blocks stand side by side between the same embeddings and head:
+each learns to predict by itself, and what is predicted is their mean.
 Pure tensors: nothing here reads a file or prints.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
@@ -37,6 +39,7 @@ class GPTConfig:
     block_size: int = 256
     vocab_size: int = 65
     n_layer: int = 6
+    n_ensemble: int = 1  # stacks of n_layer blocks side by side
     n_head: int = 6
     n_embd: int = 384
     dropout: float = 0.2
@@ -45,7 +48,7 @@ class GPTConfig:
     gelu: str = "none"  # exact; or tanh, the approximation that OpenAI's weights were trained with
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+        for name in ("block_size", "vocab_size", "n_ensemble", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
@@ -201,7 +204,7 @@ class GPT(nn.Module):
         past = [nn.Embedding(config.vocab_size + 1, config.n_embd) for _ in range(PAST)] if modern else []
         self.wte_past = nn.ModuleList(past)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, n) for n in range(config.n_ensemble * config.n_layer))
         self.ln_f = norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False) if modern else None
         for name, p in self.named_parameters():
@@ -221,7 +224,8 @@ class GPT(nn.Module):
         c = self.config
         looked_up = [self.wte, *self.wte_past] if self.lm_head else []
         multiplied = self.num_params() - sum(table.weight.numel() for table in looked_up)
-        return 6 * multiplied + 12 * c.n_layer * c.n_embd * c.block_size
+        multiplied += (c.n_ensemble - 1) * self.wte.weight.numel()  # the head, once for each member
+        return 6 * multiplied + 12 * len(self.blocks) * c.n_embd * c.block_size
 
     def embed(self, idx, cache=None):
         """idx (B, T) -> (B, T, C): each token's embedding, in arch=modern with those of the PAST before it.
@@ -247,7 +251,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """idx (B, T) token ids -> (logits, loss).
 
-        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats a token, a scalar.
+        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats a token, a scalar. An
+        ensemble in training mode: logits (n_ensemble, B, T, V) and the mean of its members' losses.
         Without: logits (B, 1, V) of the last position only, and None.
         With a cache (generation.KVCache), idx continues what the cache holds. Raises ValueError past
         block_size, where one token at a time goes on with rotary positions.
@@ -267,14 +272,22 @@ class GPT(nn.Module):
             speed = 10000.0 ** (-torch.arange(half, device=idx.device) / half)  # radians a position
             turn = (pos[:, None] * speed).cos(), (pos[:, None] * speed).sin()
         x = x0 = self.dropout(x)
-        for block in self.blocks:
+        members = []
+        for n, block in enumerate(self.blocks, start=1):
             x = block(x, x0, turn, cache)
+            if n % self.config.n_layer == 0:
+                members.append(self.ln_f(x))
+                x = x0
         if cache is not None:
             cache.length += T
-        x = self.ln_f(x)
+        if self.config.n_ensemble > 1:
+            x = torch.stack(members)  # (n_ensemble, B, T, C)
+            if targets is None or not self.training:
+                x = x.mean(0)  # the head is linear: the mean of the members' logits
+        else:
+            x = members[0]
         if targets is None:
-            x = x[:, -1:]
+            return self.head(x[:, -1:]), None
         logits = self.head(x)
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        targets = targets.expand(logits.shape[:-1])
+        return logits, F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())

@@ -51,6 +51,7 @@ class Settings:
     # Model
     arch: str = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
     n_layer: int = 6  # blocks; more are slower and need more text
+    n_ensemble: int = 1  # such stacks of blocks side by side, whose mean counts; against overfitting
     n_head: int = 6  # attention heads in each block; 64 channels a head is usual
     n_embd: int = 384  # channels; a multiple of n_head
     block_size: int = 256  # tokens of context; longer remembers more and costs more memory
@@ -103,11 +104,12 @@ class Settings:
         self.model_config(vocab_size=1)
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        names = ("block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "arch")
+        names = (*SHAPE, "block_size", "dropout")
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in names})
 
 
 SAMPLE = 200  # tokens of the samples on the way
+SHAPE = ("arch", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")  # what pretrained weights have already
 
 # Settings that may differ when a run is continued: the iterations it takes stay the same.
 FREE_TO_CHANGE = {
@@ -146,7 +148,7 @@ def new_model(settings: Settings, tok) -> GPT:
     if settings.init_from in OWN_WEIGHTS:
         return GPT(settings.model_config(tok.vocab_size))
     model = from_gpt2(settings.init_from, settings.block_size, settings.dropout, tok)
-    shape = {name: getattr(model.config, name) for name in ("arch", "n_layer", "n_head", "n_embd", "bias")}
+    shape = {name: getattr(model.config, name) for name in SHAPE}
     if any(getattr(settings, name) != value for name, value in shape.items()):
         given = " ".join(f"--{name}={value}" for name, value in shape.items())
         raise ValueError(f"{settings.init_from} is of another shape; its own is {given}")

@@ -21,7 +21,7 @@ def tokens(*shape, seed=1):
     return torch.randint(TINY.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def reference_logits(gpt, idx):
+def reference_logits(gpt, idx, member=0):
     """GPT-2 written out from the paper with plain arithmetic, one head at a time, for comparison."""
     w, c = dict(gpt.named_parameters()), gpt.config
 
@@ -34,7 +34,7 @@ def reference_logits(gpt, idx):
 
     T, D = idx.size(1), c.n_embd // c.n_head
     x = w["wte.weight"][idx] + w["wpe.weight"][:T]
-    for i in range(c.n_layer):
+    for i in range(member * c.n_layer, (member + 1) * c.n_layer):
         q, k, v = linear(norm(x, f"blocks.{i}.ln_1"), f"blocks.{i}.attn.c_attn").split(c.n_embd, -1)
         heads = []
         for h in range(c.n_head):
@@ -48,7 +48,7 @@ def reference_logits(gpt, idx):
     return norm(x, "ln_f") @ w["wte.weight"].T
 
 
-def modern_reference_logits(gpt, idx):
+def modern_reference_logits(gpt, idx, member=0):
     """The modern architecture written out for any length: attention to the last block_size positions."""
     w, c = dict(gpt.named_parameters()), gpt.config
 
@@ -69,7 +69,7 @@ def modern_reference_logits(gpt, idx):
         nothing = torch.full((len(idx), distance), c.vocab_size)
         x = x + w[f"wte_past.{distance - 1}.weight"][torch.cat([nothing, idx], 1)[:, :T]]
     x = x0 = norm(x)
-    for i in range(c.n_layer):
+    for i in range(member * c.n_layer, (member + 1) * c.n_layer):
         b = f"blocks.{i}"
         x = w[f"{b}.mix"][0] * x + w[f"{b}.mix"][1] * x0
         q, k, v = (norm(x) @ w[f"{b}.attn.c_attn.weight"].T).split(c.n_embd, -1)
@@ -84,6 +84,7 @@ def modern_reference_logits(gpt, idx):
 
 
 ARCHITECTURES = [dict(bias=False), dict(bias=True), dict(arch="modern")]
+ARCHITECTURES += [dict(n_ensemble=2), dict(arch="modern", n_ensemble=3)]
 
 
 def test_the_default_model_has_the_ordered_size():
@@ -116,9 +117,12 @@ def test_initialisation_is_gpt2s():
 def test_logits_and_gradients_equal_a_plain_reference(shape, training):
     gpt, idx, targets = model(**shape).train(training), tokens(3, 16), tokens(3, 16, seed=2)
     logits, loss = gpt(idx, targets)
-    expected = modern_reference_logits(gpt, idx) if "arch" in shape else reference_logits(gpt, idx)
+    reference = modern_reference_logits if "arch" in shape else reference_logits
+    expected = torch.stack([reference(gpt, idx, member) for member in range(gpt.config.n_ensemble)])
+    if len(expected) == 1 or not training:  # else each member learns by itself
+        expected = expected.mean(0)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    expected_loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten())
+    expected_loss = F.cross_entropy(expected.flatten(0, -2), targets.expand(expected.shape[:-1]).flatten())
     names, parameters = zip(*gpt.named_parameters(), strict=True)
     for name, a, b in zip(
         names,
