@@ -1,6 +1,9 @@
 """Both ways between our GPT-2 and Hugging Face's, compared with transformers itself."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -91,9 +94,10 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
     assert call("export.py", "model/ckpt.pt", "--out=hf")[0] == 2  # nothing is written over
 
 
-def test_a_modern_model_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="--arch=gpt2"):
-        to_gpt2(GPT(GPTConfig(arch="modern", **SHAPE)))
+@pytest.mark.parametrize("other", [dict(arch="modern"), dict(n_ensemble=2)])
+def test_a_model_that_they_have_no_class_for_is_refused(other):
+    with pytest.raises(ValueError, match=f"train with --{next(iter(other))}="):
+        to_gpt2(GPT(GPTConfig(**SHAPE, **other)))
 
 
 def test_training_goes_on_from_their_weights(call, corpus):
@@ -164,3 +168,28 @@ def test_an_exported_folder_is_whole_or_absent_and_writes_as_long_as_it_can(call
     assert call("export.py", str(corpus / "m/ckpt.pt"), f"--out={corpus / 'hf'}")[::2] == (0, "")
     written = transformers.pipeline("text-generation", str(corpus / "hf"))("LUCIO:")  # as the README does
     assert 6 < len(written[0]["generated_text"]) <= 32
+
+
+@pytest.mark.parametrize("shape", [dict(arch="gpt2", bias=True), dict(arch="modern", n_ensemble=2)])
+def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, folder, shape):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tok = CharTokenizer("".join(sorted(set(play()))))
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(block_size=64, vocab_size=tok.vocab_size, **SHAPE, **shape)).eval()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    ended = dict(iteration=5, train_loss=1.0, val_loss=2.0)
+    checkpoint.save(folder / "ckpt.pt", {**checkpoint.model_state(model, tok, Settings()), **ended})
+    status, _, err = call("export.py", "ckpt.pt", "--to=onnx")
+    assert (status, err) == (0, "")
+    run = onnxruntime.InferenceSession(folder / "onnx/model.onnx").run
+    for length in (1, 2, 64):
+        idx = torch.randint(tok.vocab_size, (1, length))
+        logits = torch.from_numpy(run(["logits"], {"tokens": idx.numpy()})[0])
+        torch.testing.assert_close(logits, model(idx)[0][:, 0], rtol=0, atol=1e-4)
+    code = re.search(r"```python\n(.*?)```", (folder / "onnx/README.md").read_text(), re.DOTALL)[1]
+    command = [sys.executable, "-c", code.replace("200", "58")]
+    written = subprocess.run(command, capture_output=True, text=True)
+    ids = torch.tensor(tok.encode("LUCIO:").astype("int64"))[None]
+    assert written.stdout == tok.decode(generate(model, ids, 58, temperature=0)[0].tolist()) + "\n"
