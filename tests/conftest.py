@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import app
 import bench
 import configurator
 import export
@@ -19,7 +20,7 @@ import sample
 import train_drama
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = {f"{m.__name__}.py": m for m in (bench, export, plot, prepare, sample, train_drama)}
+PROGRAMS = {f"{m.__name__}.py": m for m in (app, bench, export, plot, prepare, sample, train_drama)}
 
 # A model that trains in a second, and the settings of a run that is over in ten.
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=8, learning_rate=1e-2, warmup_iters=5)
