@@ -53,6 +53,7 @@ def write_hf(folder: Path, model: GPT, tok):
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": c.vocab_size,
         "n_positions": c.block_size,
+        "n_ctx": c.block_size,  # llama.cpp's name for it
         "n_layer": c.n_layer,
         "n_head": c.n_head,
         "n_embd": c.n_embd,
@@ -60,6 +61,7 @@ def write_hf(folder: Path, model: GPT, tok):
         "embd_pdrop": c.dropout,
         "attn_pdrop": c.dropout,
         "resid_pdrop": c.dropout,
+        "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": None,

@@ -95,11 +95,9 @@ class WandB:
 
         folder.mkdir(exist_ok=True)
         name = folder / "id"  # a run that goes on is the same run there
-        if not (start and name.is_file()):
-            name.write_text(wandb.util.generate_id())
-        self.run = wandb.init(
-            project="drama", dir=folder, id=name.read_text(), resume="allow", config=settings
-        )  # fmt: skip
+        known = name.read_text() if start and name.is_file() else None
+        self.run = wandb.init(project="drama", dir=folder, id=known, resume="allow", config=settings)
+        name.write_text(self.run.id)
 
     def row(self, iter, **values):
         self.run.log({"iter": iter, **values})

@@ -106,6 +106,27 @@ def test_tensorboard_gets_what_the_log_gets(train):
     assert b"n_layer = 2" in events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0]
 
 
+def test_wandb_gets_what_the_log_gets_and_a_continued_run_is_the_same_there(train, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sent, init = [], wandb.init
+
+    def watched(**how):
+        run = init(**how)
+        log = run.log
+        monkeypatch.setattr(run, "log", lambda row: (sent.append((run.id, row)), log(row)))
+        return run
+
+    monkeypatch.setattr(wandb, "init", watched)
+    train(out_dir="m", wandb=True, max_iters=12)
+    train(out_dir="m", wandb=True)
+    assert len({run for run, _ in sent}) == 1
+    with open("m/log.csv", newline="", encoding="utf-8") as f:
+        logged = {int(r["iter"]): float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]}
+    assert {row["iter"]: row["val_loss"] for _, row in sent if "val_loss" in row} == pytest.approx(logged)
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "matplotlib"])
 def test_a_package_that_is_not_there_is_named(call, corpus, monkeypatch, name):
     for module in [m for m in sys.modules if m.partition(".")[0] == name or m == "torch.utils.tensorboard"]:
