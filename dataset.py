@@ -127,16 +127,19 @@ def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=Non
     """
     training = model.training
     model.eval()
-    sums, count = [], 0
-    for starts, length in batches[machine.rank :: machine.world]:
-        if stop and machine.world == 1:
+    sums, count, ended = [], 0, False
+    for n in range(0, len(batches), machine.world):
+        if machine.world == 1 or machine.device.type == "cpu":  # several GPUs are soon done
+            ended = machine.any(stop)
+        if ended:
             break
-        x, y = split.windows(starts, length)
-        with machine.autocast():
-            sums.append(model(x, y)[1] * y.numel())
-        count += y.numel()
+        for starts, length in batches[n + machine.rank :][:1]:  # this process's, where one is left
+            x, y = split.windows(starts, length)
+            with machine.autocast():
+                sums.append(model(x, y)[1] * y.numel())
+            count += y.numel()
     model.train(training)
-    if stop and machine.world == 1:
+    if ended:
         return None
     total = torch.stack(sums).cpu().double().sum() if sums else torch.zeros((), dtype=torch.float64)
     both = torch.stack([total, torch.tensor(count, dtype=torch.float64)])

@@ -65,6 +65,12 @@ class Machine:
             dist.all_reduce(value)
         return value
 
+    def any(self, flag) -> bool:
+        """Whether flag is true in any process. All have to ask, and wait for each other and for a GPU."""
+        if self.world == 1:
+            return bool(flag)
+        return self.sum(torch.tensor(float(bool(flag)), device=self.device)).item() > 0
+
 
 def training_machine(device: str, dtype: str) -> Machine:
     """Make ready to train on a device, as one of torchrun's processes if it started this one.

@@ -438,10 +438,8 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 save_last(i)
                 saved_at = time.perf_counter()
                 line_at += saved_at - now
-            if world == 1:
-                ended = bool(stop)
-            elif line or device.type == "cpu":  # a signal to one process ends all, after the same iteration
-                ended = machine.sum(torch.tensor(float(bool(stop)), device=device)).item() > 0
+            if world == 1 or line or device.type == "cpu":
+                ended = machine.any(stop)  # a signal to one process ends all, after the same iteration
         save_last(i)
     show_losses()
     stopped = i <= settings.max_iters

@@ -418,17 +418,20 @@ def test_several_processes_train_as_one(train, corpus, processes):
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-4)
 
 
-def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(train, corpus):
+@pytest.mark.parametrize("place, reached", [("draw_batches", 14), ("evaluate", 10)])
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(train, corpus, place, reached):
     script = corpus / "run.py"
     script.write_text(
         "import os, pathlib, prepare, signal, train_drama as t\n"
         "prepare.DATA = pathlib.Path('data')\n"
-        "real = t.draw_batches\n"
-        "def draw(split, settings, i, machine):\n"
-        "    if i == 13 and machine.rank == 1:\n"
+        f"real, calls = t.{place}, []\n"
+        "def signalled(*given):\n"
+        "    calls.append(given)\n"
+        f"    at = given[2] == 13 if '{place}' == 'draw_batches' else len(calls) == 3\n"  # at iteration 10
+        "    if at and os.environ['RANK'] == '1':\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return real(split, settings, i, machine)\n"
-        "t.draw_batches = draw\n"
+        "    return real(*given)\n"
+        f"t.{place} = signalled\n"
         "t.run(t.main)"
     )
     how = dict(dropout=0.0, dtype="float32")
@@ -438,8 +441,8 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(tra
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     out, _ = process.communicate(timeout=120)
-    assert "stopped before iteration 14 and saved" in out
-    assert checkpoint.load("two/last.pt")["next_iteration"] == 14
+    assert f"stopped before iteration {reached} and saved" in out
+    assert checkpoint.load("two/last.pt")["next_iteration"] == reached
     train(out_dir="two", **how)  # and one process can go on where two left off
     train(out_dir="one", **how)
     for name, a in weights("one").items():
@@ -507,6 +510,30 @@ def test_a_full_disk_keeps_the_earlier_state_and_can_be_made_good(train, corpus)
     train(out_dir="m")
     train(out_dir="whole")
     assert equal(weights("whole"), weights("m"))
+
+
+def test_a_disk_that_fills_keeps_the_earlier_state_and_can_be_made_good(call, corpus, train):
+    small = corpus / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk of its own cannot be mounted here")
+    how = flags(**{**SMALL, **SHORT}, out_dir="small/m")
+    try:
+        assert call("train_drama.py", *how, "--max_iters=7")[0] == 0
+        before = Path("small/m/last.pt").read_bytes()
+        room = os.statvfs(small).f_bavail * os.statvfs(small).f_frsize
+        Path("small/else").write_bytes(bytes(room - len(before) // 2))
+        status, _, err = call("train_drama.py", *how)
+        assert status == 1 and "No space left" in err and len(err.splitlines()) == 1
+        assert Path("small/m/last.pt").read_bytes() == before
+        assert not [name for name in os.listdir("small/m") if name.endswith(".tmp")]
+        Path("small/else").unlink()
+        assert call("train_drama.py", *how)[0] == 0
+        train(out_dir="whole")
+        assert equal(weights("whole"), weights("small/m"))
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 @pytest.mark.cuda
