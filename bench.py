@@ -53,6 +53,7 @@ class Settings:
     against: str = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
     out_dir: str = "model"  # the folder with the ckpt.pt that `text` lets write
+    top_p: float = 1.0  # of the samples of `text`
     text_mb: int = 2000  # the text that prepare.py encodes; three times that is in data/ for a while
 
     def __post_init__(self):
@@ -286,7 +287,7 @@ def words(text: str) -> list[str]:
 
 
 def bench_text(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
-    """20,000 characters at temperature 0.8: words that the corpus lacks, stretches copied from training."""
+    """20,000 tokens at temperature 0.8: speed, words that the corpus lacks, stretches copied from it."""
     seed = 1337 + len(found["unknown_words_percent"])  # another text each round
     path = Path(settings.out_dir) / "ckpt.pt"
     dataset = checkpoint.load(path)["settings"]["dataset"]
@@ -294,8 +295,10 @@ def bench_text(found: dict, folder: Path, nano: NanoGPT | None, settings: Settin
     learnt, unseen = (meta["tokenizer"].decode(split.mapped) for split in (train_split, val_split))
     known = set(words(learnt + unseen))
     flags = ("--num_samples=10", "--max_new_tokens=2000", "--temperature=0.8", "--top_k=0", f"--seed={seed}")
-    lines = python(ROOT, "sample.py", f"--out_dir={path.parent.resolve()}", *flags).lines
-    samples = "".join(line for _, line in lines).split("\n---------------\n")[:-1]
+    flags += (f"--top_p={settings.top_p}", f"--out_dir={path.parent.resolve()}")
+    done = python(ROOT, "sample.py", *flags)
+    samples = "".join(line for _, line in done.lines).split("\n---------------\n")[:-1]
+    found["characters_per_s"].append(sum(map(len, samples)) / done.seconds)
     written = [word for text in samples for word in words(text.rpartition(" ")[0])]  # the last may be cut off
     found["unknown_words_percent"].append(100 * statistics.mean(word not in known for word in written))
     stretches = [text[i : i + COPIED] for text in samples for i in range(len(text) - COPIED + 1)]
@@ -377,6 +380,7 @@ TABLE = (
     ("train_memory_mb", "training, peak memory", "MB", "memory_ratio"),
     ("unknown_words_percent", "sampled words that the corpus lacks", "%", ""),
     ("copied_percent", f"sampled stretches of {COPIED} copied from it", "%", ""),
+    ("characters_per_s", "sample.py, characters a second", "", ""),
     *((f"without_{name}_ms", f"iteration, not {name.replace('_', ' ')}", "ms", "") for name in CHANGES),
 )
 

@@ -1,5 +1,6 @@
 """The README's way through the project, as a person walks it: in a fresh copy, from its own words."""
 
+import os
 import re
 import signal
 import time
@@ -145,6 +146,31 @@ def test_ctrl_c_while_a_text_is_written_ends_in_one_line(clone):
     asked = time.monotonic()
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - asked < 3 and process.returncode == 130 and err.strip() == "sample.py: stopped"
+
+
+def test_the_required_packages_alone_are_enough(clone, tmp_path):
+    wanted = (ROOT / "requirements-dev.txt").read_text().split()
+    others = {re.split(r"[>=]", line)[0] for line in wanted} - {"-r", "requirements.txt", "pytest", "ruff"}
+    assert {"gradio", "matplotlib", "wandb"} < others
+    hide = f"import sys\nfor name in {sorted(others)}: sys.modules[name] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    how = dict(env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    for command in (
+        ["prepare.py", "--input=play.txt", "--dataset=alone"],
+        ["train_drama.py", "--dataset=alone", "--out_dir=model/alone", *TINY],
+        [
+            "sample.py",
+            "--out_dir=model/alone",
+            "--cast=LUCIO",
+            "--turns=1",
+            "--num_samples=2",
+            "--format=json",
+        ],
+    ):
+        process = start(clone, *command, **how)
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, "") and out
+        assert ("pip install matplotlib" in out) == (command[0] == "train_drama.py")
 
 
 def test_the_scripts_import_without_running(clone):
