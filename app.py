@@ -1,10 +1,11 @@
-"""A page to write scenes on, for the browser of this machine alone.
+"""A page to write scenes on, for the browsers of this machine.
 
-    pip install gradio && python app.py        then open the address it prints
+    pip install "gradio>=6" && python app.py        then open the address it prints
 
-Everyone who opens it shares the models in memory; each writing has its own text and its own cache.
+All who open it share the models in memory; each writing has its own text and its own cache.
 """
 
+import contextlib
 import os
 import secrets
 import sys
@@ -16,24 +17,17 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import configure, run
+from configurator import configure, one_line, run
 from generation import pack, stream
 from huggingface import optional
-from machine import find_device, find_dtype
+from machine import DTYPES, find_device, find_dtype
+from sample import LONGEST_PROMPT
 from scene import Cast, Director, fountain
 
-LONGEST_TEXT = 20_000  # characters of a start
-LONGEST_WRITING = 5_000  # tokens of one click
+MAX_NEW_TOKENS = 5_000  # of one click
 AT_ONCE = 2  # writings at the same time; others wait in the queue
 QUEUE = 16  # who waits; whoever comes then is asked to try again
-MODELS = 2  # models kept in memory
-
-SAVE = """(text) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], {type: "text/plain"}));
-    link.download = "scene.ENDING";
-    link.click();
-}"""
+IN_MEMORY = 2  # models
 
 
 @dataclass(frozen=True)
@@ -48,84 +42,108 @@ class Settings:
     def __post_init__(self):
         if not 0 <= self.port < 65536:
             raise ValueError(f"port={self.port} is not between 0 and 65535")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
 
-class Shelf:
-    """The checkpoints under a folder, and the models read from them last, ready to generate."""
+class Models:
+    """The checkpoints under a folder; the ones used last are in memory, ready to generate."""
 
     def __init__(self, settings: Settings):
         self.root = Path(settings.models)
         self.device = find_device(settings.device)
         self.dtype = find_dtype(settings.dtype, self.device)
-        self.models, self.lock = {}, threading.Lock()
+        self.loaded, self.lock = {}, threading.Lock()  # name: (time of the file, model, tokenizer)
+        self.ended = threading.Event()  # when it is set, all writing stops
 
     def names(self) -> list[str]:
         """Paths below the folder, the latest checkpoint first."""
-        found = sorted(self.root.rglob("ckpt*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [path.relative_to(self.root).as_posix() for path in found]
+        found = []
+        for path in self.root.rglob("ckpt*.pt"):
+            with contextlib.suppress(OSError):  # renamed by a training just now, or a link to nothing
+                found.append((path.stat().st_mtime, path.relative_to(self.root).as_posix()))
+        return [name for _, name in sorted(found, reverse=True)]
 
-    def model(self, name: str):
-        """(model, tokenizer). Raises ValueError for a name that is not on the shelf or holds no model."""
+    def get(self, name: str):
+        """(model, tokenizer). Raises ValueError for a name that is not there or holds no model."""
         if name not in self.names():
-            raise ValueError(f"there is no checkpoint {name} under {self.root}")
+            raise ValueError(f"there is no checkpoint {name or ''} under {self.root}; train a model first")
         path = self.root / name
         with self.lock:
-            key = (name, path.stat().st_mtime_ns)  # a training may have written a better one since
-            if key not in self.models:
+            written_at, model, tok = self.loaded.pop(name, (None, None, None))
+            if written_at != path.stat().st_mtime_ns:  # a training may have written a better one since
+                written_at = path.stat().st_mtime_ns
                 model, tok = checkpoint.build_model(checkpoint.load(path), path)
-                self.models[key] = pack(model.to(self.device), self.dtype), tok
-                while len(self.models) > MODELS:
-                    del self.models[next(iter(self.models))]
-            return self.models[key]
+                model = pack(model.to(self.device), self.dtype)
+            self.loaded[name] = written_at, model, tok  # last, and so the last to go
+            while len(self.loaded) > IN_MEMORY:
+                del self.loaded[next(iter(self.loaded))]
+        return model, tok
 
-    def write(self, name: str, start: str, cast: str, temperature: float, length: int):
+    def write(self, name: str, start: str, cast: str, temperature: float, max_new_tokens: int):
         """Yield the text that continues start, ten times a second and at its end.
 
         Raises ValueError for what cannot be written.
         """
-        if len(start) > LONGEST_TEXT:
-            raise ValueError(f"the start has {len(start):,} characters; at most {LONGEST_TEXT:,} are read")
-        if not (1 <= length <= LONGEST_WRITING and 0 <= temperature <= 2):
-            raise ValueError(f"the length is 1 to {LONGEST_WRITING:,}, the temperature 0 to 2")
-        model, tok = self.model(name)
+        if len(start) > LONGEST_PROMPT:
+            raise ValueError(f"the scene has {len(start):,} characters; {LONGEST_PROMPT:,} are the most")
+        if not (1 <= max_new_tokens <= MAX_NEW_TOKENS and 0 <= temperature <= 2):
+            raise ValueError(f"the length is 1 to {MAX_NEW_TOKENS:,}, the temperature 0 to 2")
+        model, tok = self.get(name)
         start = start or "\n"
-        names = [name.strip() for name in cast.split(",") if name.strip()]
-        director = Director(tok, start, 1, Cast(names, tok) if names else None)
+        who = [part.strip() for part in cast.split(",") if part.strip()]
+        director = Director(tok, start, 1, Cast(who, tok) if who else None)
         ids = torch.from_numpy(tok.encode(start).astype("int64"))[None].to(self.device)
-        shown_at = 0.0
         how = {"temperature": temperature, "top_k": 200, "seed": secrets.randbits(32)}
-        for _ in stream(model, ids, int(length), director=director, **how):
+        shown_at = 0.0
+        for _ in stream(model, ids, int(max_new_tokens), director=director, **how):
+            if self.ended.is_set():
+                return
             if time.monotonic() - shown_at > 0.1:
                 yield director.written(0)
                 shown_at = time.monotonic()
         yield director.written(0)
 
 
-def page(shelf: Shelf):
+# a link to a file that the browser makes of the text
+SAVE = """(text) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], {type: "text/plain"}));
+    link.download = "scene.ENDING";
+    link.click();
+}"""
+
+
+def page(models: Models):
     """The page, as gradio's Blocks. Raises ValueError where gradio is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
     gr = optional("gradio")
 
     def write(*request):
         try:
-            yield from shelf.write(*request)
-        except (ValueError, OSError) as e:
-            raise gr.Error(str(e), title="Not written", duration=None) from None
+            yield from models.write(*request)
+        except (ValueError, OSError, RuntimeError) as e:  # the last when no memory is left
+            what = one_line(e)
+            raise gr.Error(what, title="Not written", duration=None, print_exception=False) from None
+
+    def latest():
+        names = models.names()
+        return gr.Dropdown(names, value=names[0] if names else None, label="Model")
 
     with gr.Blocks(title="Drama GPT") as blocks:
         gr.Markdown("# Drama GPT")
         with gr.Row():
             with gr.Column(scale=1):
-                names = shelf.names()
-                name = gr.Dropdown(names, value=names[0], label="Model")
+                name = latest()
                 start = gr.Textbox("LUCIO:", lines=2, label="Start", info="the text to continue")
                 cast = gr.Textbox(
                     label="Cast", info="who may speak, as in LUCIO, ISABELLA; empty: whoever the model likes"
                 )
                 temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="tame to wild")
-                length = gr.Slider(1, LONGEST_WRITING, 600, step=1, label="Length", info="of each writing")
+                info = "of a click, in characters or pieces of words"
+                length = gr.Slider(1, MAX_NEW_TOKENS, 600, step=1, label="Length", info=info)
             with gr.Column(scale=2):
-                text = gr.Textbox(label="Scene", lines=24, max_lines=24, interactive=True, elem_id="scene")
+                scene = gr.Textbox(label="Scene", lines=24, max_lines=24, interactive=True)
                 with gr.Row():
                     begin = gr.Button("Write", variant="primary")
                     go_on = gr.Button("Continue")
@@ -133,29 +151,44 @@ def page(shelf: Shelf):
                 with gr.Row():
                     as_text = gr.Button("Save as text", size="sm")
                     as_fountain = gr.Button("Save as Fountain", size="sm")
-        how = {"outputs": text, "concurrency_limit": AT_ONCE, "concurrency_id": "writing"}
-        how |= {"show_progress": "minimal"}
-        writing = begin.click(write, [name, start, cast, temperature, length], **how)
-        going_on = go_on.click(write, [name, text, cast, temperature, length], **how)
+                screenplay = gr.Textbox(visible="hidden")
+        blocks.load(latest, outputs=name, queue=False)  # what was trained since, too
+        shared = {"outputs": scene, "show_progress": "minimal"}
+        shared |= {"concurrency_limit": AT_ONCE, "concurrency_id": "writing"}
+        writing = begin.click(write, [name, start, cast, temperature, length], **shared)
+        going_on = go_on.click(write, [name, scene, cast, temperature, length], **shared)
+        begin.click(None, cancels=going_on)
+        go_on.click(None, cancels=writing)
         halt.click(None, cancels=[writing, going_on])
-        as_text.click(None, text, js=SAVE.replace("ENDING", "txt"))
-        screenplay = gr.Textbox(visible="hidden")
-        made = as_fountain.click(lambda scene: fountain([scene]), text, screenplay)
+        as_text.click(None, scene, js=SAVE.replace("ENDING", "txt"))
+        made = as_fountain.click(lambda text: fountain([text]), scene, screenplay)
         made.then(None, screenplay, js=SAVE.replace("ENDING", "fountain"))
-        blocks.load(lambda: gr.Dropdown(shelf.names()), outputs=name)  # what was trained since
     return blocks.queue(max_size=QUEUE)
 
 
 def main():
     settings = configure(Settings, sys.argv[1:])
-    shelf = Shelf(settings)
-    if not shelf.names():
-        raise ValueError(f"there is no ckpt.pt under {shelf.root}: train a model first, or give --models")
-    here = page(shelf)
-    how = {"prevent_thread_lock": True, "quiet": True, "ssr_mode": False, "footer_links": []}
-    _, address, _ = here.launch(server_name="127.0.0.1", server_port=settings.port or None, **how)
-    print(f"{address} is open to this machine; Ctrl-C ends it", flush=True)
-    here.block_thread()
+    models = Models(settings)
+    if not models.names():
+        raise ValueError(f"there is no ckpt.pt under {models.root}: train a model first, or give --models")
+    here = page(models)
+    from starlette.middleware import Middleware  # gradio's own
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    # no other site may speak to it under a name of its own, and no file is taken
+    only_here = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    try:
+        _, address, _ = here.launch(
+            server_name="127.0.0.1", server_port=settings.port or None, share=False, ssr_mode=False,
+            max_file_size=0, app_kwargs={"middleware": [only_here]}, footer_links=[],
+            prevent_thread_lock=True, quiet=True,
+        )  # fmt: skip
+        print(f"{address} is open to this machine; Ctrl-C ends it", flush=True)
+        while True:
+            time.sleep(1)
+    finally:
+        models.ended.set()  # gradio's own end waits 5 s for the browsers
+        time.sleep(0.3)  # until no thread is within PyTorch
 
 
 if __name__ == "__main__":

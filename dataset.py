@@ -123,13 +123,14 @@ def fixed_windows(n_tokens: int, block_size: int, limit: int = 0) -> list:
 def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=None) -> float | None:
     """Mean cross-entropy of split over batches, in nats a token, in evaluation mode.
 
-    Each process takes its share of the batches. None when stop asks for an end before it is done.
+    Each process takes its share of the batches. None when stop asks for an end before it is done, which
+    several GPUs do not look at: they are soon done.
     """
     training = model.training
     model.eval()
     sums, count, ended = [], 0, False
     for n in range(0, len(batches), machine.world):
-        if machine.world == 1 or machine.device.type == "cpu":  # several GPUs are soon done
+        if machine.world == 1 or machine.device.type == "cpu":
             ended = machine.any(stop)
         if ended:
             break

@@ -3,6 +3,7 @@
     python export.py model/ckpt.pt              into hf/, for transformers.pipeline("text-generation", "hf")
     python export.py model/ckpt.pt --to=onnx    into onnx/, for onnxruntime, which needs no PyTorch
 
+The text written there is this project's in float32, up to block_size tokens; what each does beyond differs.
 Either needs a few packages (safetensors and tokenizers, or onnxscript and tokenizers), and says so.
 """
 
@@ -95,6 +96,8 @@ print(tok.decode(ids))"""
 
 
 class NextToken(torch.nn.Module):
+    """The model as ONNX takes it: no loss, no cache."""
+
     def __init__(self, model: GPT):
         super().__init__()
         self.model = model
@@ -105,17 +108,20 @@ class NextToken(torch.nn.Module):
 
 
 def write_onnx(folder: Path, model: GPT, tok):
+    """One model.onnx: tokens (1, T), T any length up to block_size -> logits (1, V) of what follows."""
     optional("onnxscript")
     tokens = torch.zeros(1, min(3, model.config.block_size), dtype=torch.long)
     length = torch.export.Dim("length", min=1, max=model.config.block_size)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it tells of its own steps
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        torch.onnx.export(
-            NextToken(model), (tokens,), folder / "model.onnx", dynamo=True, external_data=False,
-            input_names=["tokens"], output_names=["logits"], dynamic_shapes={"tokens": {1: length}},
-        )  # fmt: skip
-        logging.disable(logging.NOTSET)
+        try:
+            torch.onnx.export(
+                NextToken(model), (tokens,), folder / "model.onnx", dynamo=True, external_data=False,
+                input_names=["tokens"], output_names=["logits"], dynamic_shapes={"tokens": {1: length}},
+            )  # fmt: skip
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 # ---------------------------------------------------------------------------- both

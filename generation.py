@@ -108,7 +108,7 @@ class StaticStep:
                 self.run()
             torch.cuda.current_stream(device).wait_stream(aside)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=aside):
+            with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
                 self.logits = self.run()
             cache.empty()
 

@@ -94,7 +94,7 @@ def training_machine(device: str, dtype: str) -> Machine:
     if world > 1 and not dist.is_initialized():
         cuda = place.type == "cuda"
         store, _, _ = next(dist.rendezvous("env://"))
-        store = among_the_living(store, rank, world)
+        store = store_of_this_start(store, rank, world)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             store=store, rank=rank, world_size=world, device_id=place if cuda else None,
@@ -102,7 +102,7 @@ def training_machine(device: str, dtype: str) -> Machine:
     return Machine(place, kind, rank, local_rank, world)
 
 
-def among_the_living(store: dist.Store, rank: int, world: int) -> dist.Store:
+def store_of_this_start(store: dist.Store, rank: int, world: int) -> dist.Store:
     """The part of a store that only the processes of this start of a job read and write.
 
     torchrun restarts processes with the store of the dead ones, their addresses in it, and its hosts do not

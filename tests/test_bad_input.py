@@ -12,7 +12,9 @@ from conftest import SHORT, SMALL, flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import app
 import checkpoint
+import export
 import prepare
 import sample
 import train_drama
@@ -22,6 +24,8 @@ SETTINGS = {
     "prepare.py": prepare.Settings,
     "train_drama.py": train_drama.Settings,
     "sample.py": sample.Settings,
+    "app.py": app.Settings,
+    "export.py": export.Settings,
 }
 NUMBERS = [
     (program, field.name)

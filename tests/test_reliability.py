@@ -14,7 +14,7 @@ import torch.distributed as dist
 from conftest import ROOT, SHORT, SMALL, flags, start
 
 import checkpoint
-from machine import among_the_living
+from machine import store_of_this_start
 
 TRAIN = "import pathlib, prepare, train_drama as t; prepare.DATA = pathlib.Path('data'); t.run(t.main)"
 
@@ -195,7 +195,7 @@ def test_processes_that_start_again_do_not_meet_the_dead_in_the_store():
         found = {}
 
         def join(rank, found=found, start_count=start_count):
-            mine = among_the_living(store, rank, 3)
+            mine = store_of_this_start(store, rank, 3)
             mine.set(f"address/{rank}", str(start_count))
             found[rank] = [mine.get(f"address/{other}").decode() for other in range(3)]
 
