@@ -22,7 +22,7 @@ from generation import pack, stream
 from huggingface import optional
 from machine import DTYPES, find_device, find_dtype
 from sample import LONGEST_PROMPT
-from scene import Cast, Director, fountain
+from scene import Cast, Director, cast_names, fountain
 
 MAX_NEW_TOKENS = 5_000  # of one click
 AT_ONCE = 2  # writings at the same time; others wait in the queue
@@ -91,7 +91,7 @@ class Models:
             raise ValueError(f"the length is 1 to {MAX_NEW_TOKENS:,}, the temperature 0 to 2")
         model, tok = self.get(name)
         start = start or "\n"
-        who = [part.strip() for part in cast.split(",") if part.strip()]
+        who = cast_names(cast)
         director = Director(tok, start, 1, Cast(who, tok) if who else None)
         ids = torch.from_numpy(tok.encode(start).astype("int64"))[None].to(self.device)
         how = {"temperature": temperature, "top_k": 200, "seed": secrets.randbits(32)}

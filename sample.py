@@ -20,7 +20,7 @@ import checkpoint
 import prepare
 from generation import pack, stream
 from machine import DTYPES, find_device, find_dtype
-from scene import Cast, Director, as_json, fountain, speeches
+from scene import Cast, Director, as_json, cast_names, fountain, speeches
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
 LONGEST_SPEECH = 1000  # tokens that a turn may take on average
@@ -95,7 +95,7 @@ def sample(settings: Settings):
     prompt = read_prompt(settings.start)
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
-    names = [name.strip() for name in settings.cast.split(",") if name.strip()]
+    names = cast_names(settings.cast)
     cast = Cast(names, tok) if names else None
     known = known_names(state, tok, default=names) if names else ()
     unheard = [name for name in names if name not in known]

@@ -27,6 +27,11 @@ def speeches(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def cast_names(cast: str) -> list[str]:
+    """The names in a list such as "LUCIO, ISABELLA"."""
+    return [name.strip() for name in cast.split(",") if name.strip()]
+
+
 class Cast:
     """Confines decoding to the names of a cast wherever a speech is to begin.
 
