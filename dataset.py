@@ -1,5 +1,6 @@
 """The encoded text of data/NAME: random batches to train on, fixed windows to evaluate on, the loss there."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,19 @@ def load_data(name: str, block_size: int, machine: Machine):
     return train, val, meta
 
 
+@lru_cache(maxsize=2)  # of two epochs, for an iteration that ends one and begins the next
+def shuffled_windows(n_tokens: int, block_size: int, seed: int, epoch: int) -> torch.Tensor:
+    """Where the windows of one epoch start, in the order in which they are read.
+
+    They stand side by side and read the text once, but for a few tokens at its ends; every epoch cuts it at
+    other places. Windows anywhere, drawn one by one, leave some of the text unread for long: they learn less.
+    """
+    stream = random_stream(seed, "epoch", epoch)
+    cut = torch.randint(block_size, (), generator=stream) - block_size // 2
+    order = torch.randperm((n_tokens - 1) // block_size, generator=stream)
+    return (order * block_size + cut).clamp(0, n_tokens - 1 - block_size)
+
+
 def draw_batches(split: Split, settings, iteration: int, machine: Machine):
     """Yield this process's x, y (batch_size / processes, block_size), once an accumulation step.
 
@@ -93,8 +107,13 @@ def draw_batches(split: Split, settings, iteration: int, machine: Machine):
     see what one would see. With corruption, that share of the tokens in x is replaced by any others.
     """
     shape = (settings.gradient_accumulation_steps, machine.world, settings.batch_size // machine.world)
-    stream = random_stream(settings.seed, "batch", iteration)
-    starts = torch.randint(len(split) - settings.block_size, shape, generator=stream)
+    count = settings.gradient_accumulation_steps * settings.batch_size  # windows an iteration
+    per_epoch = (len(split) - 1) // settings.block_size
+    (first, skip), last = divmod(iteration * count, per_epoch), ((iteration + 1) * count - 1) // per_epoch
+    epochs = [
+        shuffled_windows(len(split), settings.block_size, settings.seed, n) for n in range(first, last + 1)
+    ]
+    starts = torch.cat(epochs)[skip : skip + count].view(shape)
     for step, step_starts in enumerate(starts[:, machine.rank]):
         x, y = split.windows(step_starts, settings.block_size)
         if settings.corruption:

@@ -74,14 +74,31 @@ def test_corruption_replaces_its_share_of_the_input_and_nothing_of_the_targets(c
     assert torch.equal(torch.cat(halves), corrupted)
 
 
-def test_batches_reach_every_part_of_the_text(corpus):
-    train, _, _ = load_data("drama", 32, CPU)
-    settings = Settings(block_size=32, batch_size=512)
-    seen = np.zeros(len(train), dtype=bool)
-    for i in range(200):
-        for x, y in draw_batches(_Starts(len(train)), settings, i, CPU):
-            seen[x] = seen[y] = True
-    assert seen[0] and seen[-1] and seen.mean() > 0.95
+@given(st.integers(34, 5000), st.integers(1, 32), st.integers(1, 5), st.integers(1, 3))
+def test_an_epoch_reads_the_text_once_in_any_order(n_tokens, block_size, batch_size, steps):
+    settings = Settings(block_size=block_size, batch_size=batch_size, gradient_accumulation_steps=steps)
+    windows = (n_tokens - 1) // block_size
+    starts = []
+    for i in range(-(-3 * windows // (batch_size * steps))):
+        for first, beyond in draw_batches(_Starts(n_tokens), settings, i, CPU):
+            assert len(first) == batch_size and first.min() >= 0 and beyond.max() < n_tokens
+            starts += first.tolist()
+    for n in range(3):
+        epoch = starts[n * windows : (n + 1) * windows]
+        times = np.zeros(n_tokens, dtype=int)
+        for start in epoch:
+            times[start : start + block_size] += 1
+        assert (times != 1).sum() <= 2 * block_size  # at the ends, where a window is cut
+        assert windows < 50 or epoch != sorted(epoch)
+    if windows > 10 and block_size > 10:
+        assert set(starts[:windows]) != set(starts[windows : 2 * windows])  # cut elsewhere
+
+
+def test_epochs_together_reach_both_ends_of_the_text():
+    settings, n_tokens = Settings(block_size=32, batch_size=50), 50 * 32 + 1
+    batches = [next(draw_batches(_Starts(n_tokens), settings, i, CPU)) for i in range(20)]
+    assert min(first.min() for first, _ in batches) == 0
+    assert max(beyond.max() for _, beyond in batches) == n_tokens - 1
 
 
 class _Starts:
