@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings as hypothesis_settings
 
 import app
 import bench
@@ -18,6 +19,9 @@ import plot
 import prepare
 import sample
 import train_drama
+
+hypothesis_settings.register_profile("any machine", deadline=None)  # its time says how busy a machine is
+hypothesis_settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {f"{m.__name__}.py": m for m in (app, bench, export, plot, prepare, sample, train_drama)}

@@ -48,7 +48,6 @@ def many(**strategies):
     def decorate(test):
         bounds = settings(
             max_examples=60,
-            deadline=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         )

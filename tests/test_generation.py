@@ -7,7 +7,7 @@ from test_model import ARCHITECTURES, TINY, model, modern_reference_logits, toke
 from generation import KVCache, StaticStep, generate, pack, pick
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from(ARCHITECTURES))
 def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, shape):
     pieces = [n for i, n in enumerate(pieces) if sum(pieces[: i + 1]) <= TINY.block_size]

@@ -106,9 +106,7 @@ def test_folders_and_lists_are_joined_in_order(call, folder):
     assert train + val == "\n\n".join(["z" * 3000, "a" * 1000, "b" * 1000, "c" * 1000])
 
 
-@hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(st.characters(exclude_characters="\r", codec="utf-8"), min_size=600, max_size=900),
     st.integers(1, 50),
