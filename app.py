@@ -94,7 +94,7 @@ class Models:
         who = cast_names(cast)
         director = Director(tok, start, 1, Cast(who, tok) if who else None)
         ids = torch.from_numpy(tok.encode(start).astype("int64"))[None].to(self.device)
-        how = {"temperature": temperature, "top_k": 200, "top_p": 0.95, "seed": secrets.randbits(32)}
+        how = {"temperature": temperature, "top_k": 200, "top_p": 0.9, "seed": secrets.randbits(32)}
         shown_at = 0.0
         for _ in stream(model, ids, int(max_new_tokens), director=director, **how):
             if self.ended.is_set():

@@ -41,7 +41,7 @@ class Settings:
     # How
     temperature: float = 0.8  # below 1 is safer, above 1 wilder; 0 always takes the likeliest
     top_k: int = 200  # only the so many likeliest tokens take part; 0 lets all
-    top_p: float = 0.95  # only the likeliest tokens that make up this probability take part; 1 lets all
+    top_p: float = 0.9  # only the likeliest tokens that make up this probability take part; 1 lets all
     seed: int = 1337  # another seed, other texts
     # Where
     out_dir: str = "model"  # the folder with ckpt.pt
