@@ -1,4 +1,4 @@
-"""The encoded text of data/NAME: random batches to train on, fixed windows to evaluate on, the loss there."""
+"""The encoded text of data/NAME: shuffled batches to train on, fixed windows to evaluate, the loss there."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -109,11 +109,12 @@ def draw_batches(split: Split, settings, iteration: int, machine: Machine):
     shape = (settings.gradient_accumulation_steps, machine.world, settings.batch_size // machine.world)
     count = settings.gradient_accumulation_steps * settings.batch_size  # windows an iteration
     per_epoch = (len(split) - 1) // settings.block_size
-    (first, skip), last = divmod(iteration * count, per_epoch), ((iteration + 1) * count - 1) // per_epoch
-    epochs = [
-        shuffled_windows(len(split), settings.block_size, settings.seed, n) for n in range(first, last + 1)
-    ]
-    starts = torch.cat(epochs)[skip : skip + count].view(shape)
+    begin, end = iteration * count, (iteration + 1) * count  # of all the windows that a run reads
+    parts = []
+    for epoch in range(begin // per_epoch, (end - 1) // per_epoch + 1):
+        windows = shuffled_windows(len(split), settings.block_size, settings.seed, epoch)
+        parts.append(windows[max(0, begin - epoch * per_epoch) : end - epoch * per_epoch])
+    starts = torch.cat(parts).view(shape)
     for step, step_starts in enumerate(starts[:, machine.rank]):
         x, y = split.windows(step_starts, settings.block_size)
         if settings.corruption:
