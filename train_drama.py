@@ -459,6 +459,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
 def main() -> int:
     result = train(configure(Settings, sys.argv[1:]))
     if dist.is_initialized():  # only when all is well: with another process gone this would wait for it
+        dist.barrier()  # one that ends with a signal's status ends them all, and the first has a line to say
         dist.destroy_process_group()
     return 128 + result["signal"] if result["signal"] else 0
 

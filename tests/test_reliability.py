@@ -245,7 +245,10 @@ def test_two_hosts_train_as_one_job_and_survive_the_death_of_a_worker(corpus, tw
     def job(out_dir):
         parts = []
         for n, (name, address) in enumerate(two_hosts):
-            environ = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"cable{n}"}
+            environ = {
+                "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"cable{n}",
+                "PYTHONFAULTHANDLER": "1",
+            }  # fmt: skip
             command = [
                 "ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
                 "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={two_hosts[0][1]}:29500",
@@ -262,7 +265,14 @@ def test_two_hosts_train_as_one_job_and_survive_the_death_of_a_worker(corpus, tw
         return "".join((corpus / f"{out_dir}{n}.txt").read_text() for n in (0, 1))
 
     def ended(parts, out_dir):
-        statuses = [part.wait(timeout=300) for part in parts]
+        try:
+            statuses = [part.wait(timeout=240) for part in parts]
+        except subprocess.TimeoutExpired:  # say where each of them waits, and leave none behind
+            for part in parts:
+                subprocess.run(["pkill", "-ABRT", "-P", str(part.pid)], check=False)
+                part.send_signal(signal.SIGABRT)
+            time.sleep(2)
+            pytest.fail(printed(out_dir))
         assert statuses == [0, 0], printed(out_dir)
         return checkpoint.load(corpus / out_dir / "last.pt")
 
