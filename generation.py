@@ -100,9 +100,7 @@ class StaticStep:
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.token = torch.zeros(cache.k[0].size(0), 1, dtype=torch.long, device=device)
         if device.type == "cuda":
-            aside = torch.cuda.Stream(
-                device
-            )  # CUDA graphs ask for a run before, on the stream of the capture
+            aside = torch.cuda.Stream(device)  # a capture asks for a run before it, on the same stream
             aside.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(aside):
                 self.run()

@@ -128,25 +128,29 @@ class CausalSelfAttention(nn.Module):
         if x.device.type == "cpu" and position is None:
             y = self.attend_cpu(q, k, v)
         else:
-            past = k.size(2) - T
-            mask = None  # one new token sees everything; a first chunk is causal; a later chunk needs a mask
-            if position is not None:
-                mask = (torch.arange(k.size(2), device=x.device) <= position)[None]
-            elif past and T > 1:
-                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-            p = self.attn_dropout.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=p, is_causal=past == 0 and T > 1
-            )
+            y = self.attend(q, k, v, position)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
-    def attend_cpu(self, q, k, v):
-        """Attention spelled out, q (B, H, T, D), k and v (B, H, past + T, D) -> (B, H, T, D).
+    def attend(self, q, k, v, position=None):
+        """Attention of q (B, H, T, D) to k and v (B, H, past + T, D) -> (B, H, T, D).
 
-        On a CPU it is faster than the fused kernel, which is slow backwards, slow for one new token,
-        and cannot drop.
+        With position, a tensor (1,), q is the one token that stands there, and sees nothing behind it.
         """
+        T, length = q.size(2), k.size(2)
+        mask = None  # one new token sees everything; a first chunk is causal; a later chunk needs a mask
+        if position is not None:
+            mask = (torch.arange(length, device=q.device) <= position)[None]
+        elif length > T > 1:
+            mask = torch.ones(T, length, dtype=torch.bool, device=q.device).tril(length - T)
+        p = self.attn_dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=p, is_causal=length == T > 1
+        )  # fmt: skip
+
+    def attend_cpu(self, q, k, v):
+        """The same spelled out: on a CPU the fused kernel is slow backwards, slow for one new token, and
+        cannot drop."""
         T, length = q.size(2), k.size(2)
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         future = q.new_zeros(1)  # one new token sees everything

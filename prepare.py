@@ -9,6 +9,7 @@ train.bin and val.bin are little-endian uint16 token ids, the first and the last
 """
 
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ def fetch_tiny(folder: Path) -> Path:
     try:
         with urllib.request.urlopen(TINY_URL, timeout=30) as response:
             data = response.read(10_000_000)
-    except (urllib.error.URLError, OSError) as e:
+    except (OSError, http.client.HTTPException) as e:
         reason = getattr(e, "reason", e)
         raise OSError(
             0, f"{TINY_URL} cannot be reached ({reason}); try again with a network, {own_plays}"

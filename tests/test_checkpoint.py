@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 import zipfile
@@ -167,6 +168,17 @@ def test_a_modern_model_may_not_claim_more_context_than_it_is_asked_for(path):
 def test_a_compressed_zip_is_refused_before_it_is_unpacked(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    refusal(path)
+
+
+def test_a_zip_whose_members_share_their_bytes_is_refused_before_it_is_read(path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *a, **how: pytest.fail("it was read"))
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("archive/data.pkl", b"\0" * 100_000)
+        for n in range(1000):  # 100 MB, if each were read
+            again = copy.copy(z.filelist[0])
+            again.filename = again.orig_filename = f"archive/data/{n}"
+            z.filelist.append(again)
     refusal(path)
 
 

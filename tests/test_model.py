@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Dropout, GPTConfig, random_stream
+from model import GPT, CausalSelfAttention, Dropout, GPTConfig, random_stream
 
 TINY = GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 
@@ -184,6 +184,16 @@ def test_a_position_never_sees_what_comes_after_it(arch):
     for training in (False, True):
         a, b = (gpt.train(training)(x, x)[0] for x in (idx, changed))
         assert torch.equal(a[:, :10], b[:, :10]) and not torch.equal(a[:, 10:], b[:, 10:])
+
+
+@pytest.mark.parametrize("T, length", [(1, 1), (5, 5), (1, 9), (4, 9)])
+def test_attention_is_the_same_fused_as_on_gpus_and_spelled_out_as_on_cpus(T, length):
+    layer, q, (k, v) = CausalSelfAttention(TINY, 0), torch.randn(3, 2, T, 8), torch.randn(2, 3, 2, length, 8)
+    y = layer.attend_cpu(q, k, v)
+    torch.testing.assert_close(layer.attend(q, k, v), y)
+    if T == 1:  # in a cache that is longer than what it holds
+        k, v = (F.pad(x, (0, 0, 0, 3), value=1.0) for x in (k, v))
+        torch.testing.assert_close(layer.attend(q, k, v, torch.tensor([length - 1])), y)
 
 
 @pytest.mark.parametrize("changes, words", [

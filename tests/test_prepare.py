@@ -1,8 +1,10 @@
 import hashlib
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -84,6 +86,48 @@ def test_without_a_network_gpt2_s_vocabulary_is_asked_for_in_one_line(call, fold
     status, _, err = call("prepare.py", "--input=a.txt", "--tokenizer=gpt2")
     assert status == 1 and "TIKTOKEN_CACHE_DIR" in err and len(err.splitlines()) == 1
     assert not list(folder.glob("data/**/*.*"))
+
+
+@pytest.fixture
+def site():
+    """A web site of one file: site.data is what it sends, site.promised how much it says that is."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(server.promised or len(server.data)))
+            self.end_headers()
+            self.wfile.write(server.data)
+
+        def log_message(self, *words):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    server.data, server.promised = b"", 0
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_tiny_shakespeare_is_fetched_whole_or_not_at_all(call, folder, monkeypatch, site):
+    text = play().encode()
+    monkeypatch.setattr(prepare, "TINY_URL", f"http://127.0.0.1:{site.server_port}/input.txt")
+    monkeypatch.setattr(prepare, "TINY_SHA256", hashlib.sha256(text).hexdigest())
+    for site.data, site.promised in ((b"<html>moved</html>", 0), (text[:1000], len(text)), (b"", 10**12)):
+        status, _, err = call("prepare.py", "--source=tinyshakespeare")
+        assert status == 1 and "--input=" in err and len(err.splitlines()) == 1
+        assert not list(folder.glob("data/**/*.*"))
+    site.data, site.promised = text, 0
+    status, out, _ = call("prepare.py", "--source=tinyshakespeare")
+    assert status == 0 and prepare.TINY_URL in out
+    _, train, val = read(folder)
+    assert train + val == text.decode()
+    monkeypatch.setattr(prepare, "TINY_URL", "http://127.0.0.1:1/input.txt")  # nothing listens there
+    status, _, err = call("prepare.py", "--source=tinyshakespeare", "--dataset=other")
+    assert status == 1 and "cannot be reached" in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

@@ -349,6 +349,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(c
     assert all(p.isfinite().all() for p in weights("m").values())
 
 
+@pytest.mark.parametrize("finds, saved", [
+    (dict(log_interval=1), 10), (dict(eval_interval=3), 12), (dict(save_minutes=0.0), 12),
+])  # fmt: skip
+def test_weights_that_are_not_finite_are_not_saved_whatever_finds_them(train, monkeypatch, finds, saved):
+    models = []
+    draw, make = train_drama.draw_batches, train_drama.make_optimizers
+
+    def spoil(split, settings, i, machine):
+        if i == 12:
+            models[0].blocks[0].mlp.c_fc.weight.data[0] = math.nan
+        return draw(split, settings, i, machine)
+
+    monkeypatch.setattr(train_drama, "draw_batches", spoil)
+    monkeypatch.setattr(train_drama, "make_optimizers", lambda m, *how: models.append(m) or make(m, *how))
+    with pytest.raises(FloatingPointError, match=r"is nan|no longer finite"):
+        train(out_dir="m", **{"log_interval": 1000, **finds})
+    assert checkpoint.load("m/last.pt")["next_iteration"] == saved
+    assert all(p.isfinite().all() for name in ("ckpt.pt", "last.pt") for p in weights("m", name).values())
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(train, monkeypatch):
+    three = Machine(torch.device("cpu"), torch.float32, world=3)
+    monkeypatch.setattr(train_drama, "training_machine", lambda *how: three)
+    with pytest.raises(ValueError, match="batch_size=8 cannot be split among 3 processes"):
+        train(out_dir="m")
+
+
 def test_two_accumulated_batches_give_one_large_batch_s_weights(train):
     how = dict(dropout=0.0, dtype="float32", max_iters=10, grad_clip=0.5)
     train(out_dir="one", batch_size=8, **how)
