@@ -43,7 +43,7 @@ FEW = (
     "--log_interval=1",
     "--eval_iters=1",
 )  # all three mean the same in nanoGPT
-ROWS, CHARACTERS = 10, 500  # sample.py's default job
+ROWS, CHARACTERS = 10, 500  # the default of nanoGPT's sample.py, which knows no top_p
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,14 @@ for dtype in "auto", "float32":
 
 
 def bench_sample(found: dict, folder: Path, nano: NanoGPT | None, settings: Settings):
-    """The default sampling job: decoding alone, one sample alone, and the whole process."""
+    """nanoGPT's default sampling job: decoding alone, one sample alone, and the whole process."""
     make_models(folder, nano)
     lines = python(ROOT, "-c", DECODE, folder / "model" / "ckpt.pt").lines
     names = (None, "decode_s", "decode_one_s", None, "decode_float32_s", "decode_one_float32_s")
     for name, (_, seconds) in zip(names, lines, strict=True):
         if name:  # the others are to warm up
             found[name].append(float(seconds))
-    found["process_s"].append(python(ROOT, "sample.py", f"--out_dir={folder / 'model'}").seconds)
+    found["process_s"].append(python(ROOT, "sample.py", "--top_p=1", f"--out_dir={folder / 'model'}").seconds)
     if nano:
         theirs = nano.sample()
         ends = [at for at, line in theirs.lines if line.startswith("-----")]
@@ -300,6 +300,8 @@ def bench_text(found: dict, folder: Path, nano: NanoGPT | None, settings: Settin
     samples = "".join(line for _, line in done.lines).split("\n---------------\n")[:-1]
     found["characters_per_s"].append(sum(map(len, samples)) / done.seconds)
     written = [word for text in samples for word in words(text.rpartition(" ")[0])]  # the last may be cut off
+    if not written:
+        raise ValueError(f"{path} writes no words between spaces, which could be counted")
     found["unknown_words_percent"].append(100 * statistics.mean(word not in known for word in written))
     stretches = [text[i : i + COPIED] for text in samples for i in range(len(text) - COPIED + 1)]
     stood = {learnt[i : i + COPIED] for i in range(len(learnt) - COPIED + 1)}
@@ -428,7 +430,8 @@ def main():
     if unknown:
         raise ValueError(f"{unknown[0]} is none of {', '.join(BENCHES)}")
     settings = configure(Settings, [word for word in sys.argv[1:] if word not in BENCHES])
-    load_data("drama", 256, training_machine("cpu", "float32"))  # fetched when it is not there
+    if wanted != ["text"]:
+        load_data("drama", 256, training_machine("cpu", "float32"))  # fetched when it is not there
     found = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=prepare.DATA, prefix="bench-") as folder:
         folder = Path(folder)

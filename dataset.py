@@ -62,7 +62,10 @@ def load_data(name: str, block_size: int, machine: Machine):
     folder = prepare.DATA / name
     if not (folder / "meta.json").is_file() and machine.local_rank == 0:
         if name != "drama":
-            raise ValueError(f"{folder} is not prepared: python prepare.py --dataset={name} --input=PLAYS")
+            raise ValueError(
+                f"{folder} is not prepared; python prepare.py --dataset={name} does that, with --input=PLAYS "
+                "for plays of yours (--help names other texts and tokenizers)"
+            )
         prepare.prepare(prepare.Settings())
     if machine.world > 1:
         dist.barrier()

@@ -89,7 +89,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout, with cheaper masks on a CPU.
 
     F.dropout draws one 32-bit number an element there, on one thread: half a training step.
-    A byte an element is enough, and keeps the probability to within 1/512.
+    A byte an element is enough: p is taken to the nearest 256th, from 1 to 255 of them.
     """
 
     def forward(self, x):
@@ -97,7 +97,7 @@ class Dropout(nn.Dropout):
             return x
         if x.device.type != "cpu":
             return super().forward(x)
-        dropped = max(1, round(self.p * 256))  # of 256 byte values
+        dropped = min(max(1, round(self.p * 256)), 255)  # of 256 byte values
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
         mask = words.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)  # 0 to 255, exactly
         return x * mask.ge_(dropped).mul_(256 / (256 - dropped))

@@ -38,6 +38,8 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         raise ValueError(f"{path} is not a training's log.csv") from None
     if "loss" not in columns:
         raise ValueError(f"{path} holds no iteration yet")
+    if "lr" not in columns or ("val_loss" in columns) != ("train_loss" in columns):
+        raise ValueError(f"{path} is not a training's log.csv")
     return columns
 
 

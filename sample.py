@@ -151,13 +151,13 @@ def write(settings: Settings, model, tok, prompt: str, idx, cast, first: int, li
 
 def known_names(state: dict, tok, default: list[str]) -> set[str]:
     """Who speaks in the text that a model was trained on; the default where that is not here any more."""
-    path = prepare.DATA / str(state["settings"].get("dataset")) / "train.bin"
-    if not path.is_file():
+    folder = prepare.DATA / str(state["settings"].get("dataset"))
+    try:
+        same = checkpoint.read_json(folder / "meta.json").get("tokenizer") == tok.to_dict()
+        ids = np.fromfile(folder / "train.bin", dtype="<u2")
+        return {name for name, _ in speeches(tok.decode(ids))} if same else set(default)
+    except (OSError, ValueError, LookupError):  # gone, or being prepared anew
         return set(default)
-    ids = np.fromfile(path, dtype="<u2")
-    if len(ids) and ids.max() >= tok.vocab_size:  # prepared anew, in another way
-        return set(default)
-    return {name for name, _ in speeches(tok.decode(ids))}
 
 
 def main():

@@ -5,6 +5,7 @@ A play is speeches, each a name, a colon and lines, with an empty line between t
 
 import json
 import re
+import unicodedata
 
 import torch
 
@@ -58,8 +59,8 @@ class Cast:
 
 
 def colon(name: str, tok) -> str:
-    """The colon behind a name: the wide one where the name is not in Latin letters and the text has it."""
-    if name.isascii():
+    """The colon behind a name: the wide one where the name is in wide letters and the text has it."""
+    if not any(unicodedata.east_asian_width(letter) in "FW" for letter in name):
         return ":"
     try:
         tok.encode("：")

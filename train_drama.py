@@ -45,8 +45,9 @@ class Settings:
     # Files
     out_dir: str = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
     dataset: str = "drama"  # the folder under data/ to train on; prepare.py writes it
-    init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over;
-    #                          gpt2, gpt2-medium, or a folder in Hugging Face's format: start from its weights
+    init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over
+    #                          with random weights; gpt2, gpt2-medium, or a folder in Hugging Face's format:
+    #                          start from its weights
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: str = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
@@ -73,7 +74,7 @@ class Settings:
     grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it alone
     seed: int = 1337  # another seed, another run
     # Evaluation and output
-    eval_interval: int = 250  # iterations between evaluations; each costs up to five iterations' time
+    eval_interval: int = 250  # iterations between evaluations; each reads as much text as two val splits
     eval_iters: int = 0  # 0: the whole val split; else at most this many batches of windows, for a huge one
     log_interval: int = 10  # iterations between lines
     sample_interval: int = 0  # iterations between short samples, to see it learn to speak; 0: none
@@ -162,8 +163,6 @@ def saved_run(settings: Settings, meta: dict) -> dict | None:
     if scratch and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         return None
     if not path.exists():
-        if settings.init_from == "resume":
-            raise ValueError(f"there is nothing to resume: {path} is missing; leave --init_from out to start")
         return None
     state = checkpoint.load(path)
     if scratch and state.get("launch") != launch():  # a process died, but before it had saved anything
@@ -184,9 +183,16 @@ def saved_run(settings: Settings, meta: dict) -> dict | None:
     if other:
         raise ValueError(
             f"{path} is a run with other settings: {'; '.join(other)}. Give the same ones to continue it, "
-            "--init_from=scratch to start over (its files are kept), or another --out_dir"
+            f"{way_to_start_over(saved)}or another --out_dir"
         )
     return state
+
+
+def way_to_start_over(saved: dict) -> str:
+    """For messages; a run that began from weights elsewhere cannot do that with random ones."""
+    if saved.get("init_from") not in OWN_WEIGHTS:
+        return ""
+    return "--init_from=scratch to start over (its files are kept), "
 
 
 def launch() -> str:
@@ -218,6 +224,8 @@ def train(settings: Settings) -> dict:
         raise ValueError(f"batch_size={settings.batch_size} cannot be split among {machine.world} processes")
     data = load_data(settings.dataset, settings.block_size, machine)
     out = Path(settings.out_dir)
+    if settings.init_from == "resume" and machine.rank == 0 and not (out / "last.pt").exists():
+        raise ValueError(f"there is nothing to resume: {out / 'last.pt'} is missing; start without it")
     out.mkdir(parents=True, exist_ok=True)
     with checkpoint.lock(out) if machine.rank == 0 else contextlib.nullcontext():
         return train_alone(settings, machine, data, out)
@@ -249,8 +257,10 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
         if (origin := state["settings"]["init_from"]) not in OWN_WEIGHTS:  # where the weights come from
             settings = dataclasses.replace(settings, init_from=origin)
         if start > settings.max_iters:
-            say(f"this run is finished, best val loss {best:.4f}; to hear it: {hear}")
-            say("to train it further, give a larger --max_iters; to start over, --init_from=scratch")
+            hearing = f", best val loss {best:.4f}; to hear it: {hear}" if math.isfinite(best) else ""
+            say(f"this run is finished{hearing}")
+            again = way_to_start_over(state["settings"])
+            say(f"give a larger --max_iters to train it further, {again}or another --out_dir")
             return {"iteration": start, "val_loss": best, "best_val_loss": best, "signal": 0}
     model.to(device)
     optimizers = make_optimizers(model, settings, machine)
@@ -286,8 +296,8 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     seconds = (settings.max_iters + 1 - start) * flops_per_iter / (0.75 * peak * world)
     if device.type == "cpu" and seconds > 3600:
         say(
-            f"with no GPU this takes about {duration(seconds)}; python train_drama.py config/laptop.py is "
-            "made for that (Ctrl-C stops here, the same command goes on later)"
+            f"with no GPU this takes about {duration(seconds)}; made for that: python train_drama.py "
+            "config/laptop.py --out_dir=model/laptop (Ctrl-C stops here, the same command goes on later)"
         )
     if start:
         say(f"continuing at iteration {start}")
@@ -430,7 +440,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 log(
                     iter=i - 1, loss=mean_loss, time_ms=per_iter * 1000, mfu=mfu, tokens_per_s=speed, lr=lr
                 )  # fmt: skip
-            if live and (now := time.perf_counter()) - shown_at > 0.2:  # gone when the next line comes
+            if live and per_iter and (now := time.perf_counter()) - shown_at > 0.2:  # gone with the next line
                 left = duration((settings.max_iters + 1 - i) * per_iter)
                 print(f"\r\x1b[K{i:,} of {settings.max_iters:,}, {left} left", end="", flush=True)
                 shown_at = now

@@ -163,6 +163,12 @@ def test_dropout_drops_with_its_probability_and_keeps_the_mean(p, dtype):
     assert torch.equal(Dropout(p).eval()(x), x)
 
 
+@pytest.mark.parametrize("p", [1e-6, 1 - 1e-6])
+def test_dropout_of_nearly_nothing_or_everything_is_taken_to_the_nearest_256th_that_is_neither(p):
+    y = Dropout(p).train()(torch.ones(1000, 1000))
+    assert (y == 0).float().mean().item() == pytest.approx(min(max(p, 1 / 256), 255 / 256), abs=1e-3)
+
+
 def test_dropout_is_on_embeddings_attention_and_residuals_and_passes_gradients():
     gpt = GPT(GPTConfig(**{**TINY.__dict__, "dropout": 0.5}))
     places = [name for name, m in gpt.named_modules() if isinstance(m, Dropout)]

@@ -45,7 +45,8 @@ def test_the_values_are_those_of_the_log(tmp_path):
 
 @pytest.mark.parametrize("content, words", [
     (None, "missing"), ("", "no iteration"), ("a,b\n1,2\n", "not a training's"),
-    (HEAD + "x,1\n", "not a training's"),
+    (HEAD + "x,1\n", "not a training's"), ("iter,loss\n0,4.0\n", "not a training's"),
+    ("iter,loss,lr,val_loss\n0,4.0,0.1,4.1\n", "not a training's"),
 ])  # fmt: skip
 def test_what_is_no_log_gets_one_line(call, folder, content, words):
     pytest.importorskip("matplotlib")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from generation import generate
 from model import GPT, GPTConfig
-from scene import Cast, Director, as_json, fountain, speeches
+from scene import Cast, Director, as_json, colon, fountain, speeches
 from tokenizer import BPETokenizer, CharTokenizer
 
 TEXT = "LUCIO:\nGood day.\nSpeak.\n\nFirst Lord:\nNo:\nnever.\n\n"
@@ -85,6 +85,13 @@ def test_the_model_s_own_probabilities_choose_among_the_names():
     kept = director.confine(logits.clone())
     inside = kept.isfinite()
     assert inside.sum() == 5 and torch.equal(kept[inside], logits[inside])
+
+
+@pytest.mark.parametrize("name, text, written", [
+    ("罗密欧", "罗密欧：", "："), ("罗密欧", "罗密欧:", ":"), ("HÉLÈNE", "HÉLÈNE:：", ":"), ("LUCIO", "LUCIO:：", ":"),
+])  # fmt: skip
+def test_the_colon_is_wide_where_the_name_s_letters_are_and_the_text_has_it(name, text, written):
+    assert colon(name, CharTokenizer("".join(sorted(set(text))))) == written
 
 
 def test_a_name_that_cannot_be_spelled_is_refused():

@@ -328,7 +328,7 @@ def test_a_missing_package_is_found_out_before_the_earlier_run_is_moved(call, co
 
 def test_resuming_nothing_is_refused(call, corpus):
     status, _, err = call("train_drama.py", "--init_from=resume", "--out_dir=m")
-    assert status == 2 and "nothing to resume" in err
+    assert status == 2 and "nothing to resume" in err and not Path("m").exists()
 
 
 def test_a_damaged_last_pt_is_refused_and_left_alone(call, corpus):
