@@ -13,6 +13,8 @@ import errno
 import hashlib
 import json
 import os
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 
@@ -105,8 +107,11 @@ def load(path: Path) -> dict:
                 raise refuse
             if sum(i.file_size for i in z.infolist()) > path.stat().st_size:
                 raise refuse
+            pickled = [i for i in z.infolist() if i.filename.endswith("data.pkl")]
+            if len(pickled) != 1 or not plain(z.read(pickled[0])):
+                raise refuse
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception:  # the zip and pickle readers raise a wide variety for damaged input
         raise refuse from None
@@ -118,7 +123,7 @@ def load(path: Path) -> dict:
         )
     claimed = state.pop("sha256")
     try:
-        sound = nbytes(state) <= path.stat().st_size and claimed == digest(state)
+        sound = fits(state, path.stat().st_size) and claimed == digest(state)
     except (RuntimeError, TypeError, RecursionError):  # kinds of tensors that are not plain, or a loop
         sound = False
     if not sound:
@@ -126,12 +131,31 @@ def load(path: Path) -> dict:
     return state
 
 
-def nbytes(value) -> int:
-    """Bytes of all tensors in a tree, as their shapes claim them (strides and sharing can claim any size)."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return sum(map(nbytes, items))
+# What torch.save names for plain values and tensors. torch.load takes more: a bytearray of any size, say.
+NAMED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
+
+
+def plain(pickled: bytes) -> bool:
+    """Whether a pickle names nothing but what plain values and tensors need."""
+    ops = [(op.name, arg) for op, arg, _ in pickletools.genops(pickled)]
+    return not any(op == "STACK_GLOBAL" or (op == "GLOBAL" and not NAMED.fullmatch(arg)) for op, arg in ops)
+
+
+def fits(state, size: int) -> bool:
+    """Whether a tree claims at most size bytes: strides and shared parts can claim any number.
+
+    A tensor claims what its shape says, anything else a byte at least.
+    """
+    left = [state]
+    while left and size >= 0:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            size -= value.numel() * value.element_size()
+        else:
+            size -= 1
+            if isinstance(value, (dict, list, tuple)):
+                left += value.values() if isinstance(value, dict) else value
+    return size >= 0
 
 
 def model_state(model: GPT, tok, settings) -> dict:
@@ -166,6 +190,8 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
             or tok.vocab_size != config.vocab_size
         ):
             raise ValueError("sizes differ")
+        if not isinstance(state["settings"], dict):
+            raise ValueError("no settings")
         with torch.device("meta"), Unfilled():  # no memory is taken: the weights are put in place
             model = GPT(config)
         model.load_state_dict(weights, assign=True)

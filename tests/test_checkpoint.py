@@ -182,7 +182,22 @@ def test_a_zip_whose_members_share_their_bytes_is_refused_before_it_is_read(path
     refusal(path)
 
 
-@pytest.mark.parametrize("missing", ["config", "model", "tokenizer"])
+class Zeros:
+    def __reduce__(self):
+        return bytearray, (10**12,)
+
+
+def test_what_would_take_a_terabyte_or_forever_is_refused_at_once(path):
+    torch.save({**state(), "format": checkpoint.FORMAT, "sha256": "x", "list": Zeros()}, path)
+    refusal(path)
+    shared = []
+    for _ in range(60):
+        shared = [shared, shared]
+    torch.save({**state(), "format": checkpoint.FORMAT, "sha256": "x", "list": shared}, path)
+    refusal(path)
+
+
+@pytest.mark.parametrize("missing", ["config", "model", "tokenizer", "settings"])
 def test_a_file_without_a_part_is_refused(path, missing):
     partial = state()
     del partial[missing]
