@@ -71,13 +71,14 @@ class Models:
         path = self.root / name
         with self.lock:
             written_at, model, tok = self.loaded.pop(name, (None, None, None))
-            if written_at != path.stat().st_mtime_ns:  # a training may have written a better one since
-                written_at = path.stat().st_mtime_ns
+            while len(self.loaded) >= IN_MEMORY:  # before another takes their place in memory
+                del self.loaded[next(iter(self.loaded))]
+            now = path.stat().st_mtime_ns
+            if written_at != now:  # a training may have written a better one since
+                written_at = now
                 model, tok = checkpoint.build_model(checkpoint.load(path), path)
                 model = pack(model.to(self.device), self.dtype)
             self.loaded[name] = written_at, model, tok  # last, and so the last to go
-            while len(self.loaded) > IN_MEMORY:
-                del self.loaded[next(iter(self.loaded))]
         return model, tok
 
     def write(self, name: str, start: str, cast: str, temperature: float, max_new_tokens: int):

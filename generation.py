@@ -6,6 +6,8 @@ Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vo
 """
 
 import contextlib
+from collections import deque
+from threading import Lock
 
 import torch
 import torch.nn as nn
@@ -88,6 +90,9 @@ def pack(model: GPT, dtype: torch.dtype) -> GPT:
     return model.eval()
 
 
+capturing = Lock()  # CUDA allows one capture at a time
+
+
 class StaticStep:
     """Decoding of one token as a function of tensors whose shapes and places never change.
 
@@ -102,12 +107,13 @@ class StaticStep:
         if device.type == "cuda":
             aside = torch.cuda.Stream(device)  # a capture asks for a run before it, on the same stream
             aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
-                self.run()
-            torch.cuda.current_stream(device).wait_stream(aside)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
-                self.logits = self.run()
+            with capturing, torch.cuda.device(device):
+                with torch.cuda.stream(aside):
+                    self.run()
+                torch.cuda.current_stream(device).wait_stream(aside)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
+                    self.logits = self.run()
             cache.empty()
 
     def run(self):
@@ -126,6 +132,9 @@ class StaticStep:
             self.graph.replay()
         self.cache.length += 1
         return self.logits
+
+
+DRAWN = 1024  # uniform numbers a row, drawn at a time
 
 
 @torch.no_grad()
@@ -151,29 +160,30 @@ def stream(
     """
     B, T = idx.shape
     block_size = model.config.block_size
-    uniforms = torch.stack(
-        [torch.rand(max_new_tokens, generator=random_stream(seed, first_row + n)) for n in range(B)]
-    ).to(idx.device)
-    text = torch.cat([idx, idx.new_empty(B, max_new_tokens)], dim=1)
+    draws = [random_stream(seed, first_row + n) for n in range(B)]
+    half = max(1, block_size // 2)
+    recent = deque(idx[:, -half:].split(1, dim=1), maxlen=half)  # tokens (B, 1)
     cache = KVCache(model.config, B, T + max_new_tokens, idx.device, model.wte.weight.dtype)
     decode = StaticStep(model, cache) if idx.is_cuda else lambda token: model(token, cache=cache)[0]
     unread = idx[:, -block_size:]
     for i in range(max_new_tokens):
+        if i % DRAWN == 0:
+            uniforms = torch.stack([torch.rand(DRAWN, generator=row) for row in draws]).to(idx.device)
         logits = decode(unread) if cache.length else model(unread, cache=cache)[0]  # else: prefill
         logits = logits[:, -1]
         if director:
             logits = director.confine(logits)
-        token = pick(logits, uniforms[:, i], temperature, top_k, top_p)
+        token = pick(logits, uniforms[:, i % DRAWN], temperature, top_k, top_p)
         if director:
             director.saw(token)
         yield token
         if director and director.done():
             return
-        text[:, T + i] = token[:, 0]
+        recent.append(token)
         unread = token
         if cache.length == block_size and model.wpe:
             cache.empty()
-            unread = text[:, : T + i + 1][:, -max(1, block_size // 2) :]
+            unread = torch.cat([*recent], dim=1)
 
 
 def generate(model: GPT, idx, max_new_tokens: int, **how):

@@ -36,7 +36,8 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if bf16 else torch.float16
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # true with AMX as well
         return torch.bfloat16

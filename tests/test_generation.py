@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import ARCHITECTURES, TINY, model, modern_reference_logits, tokens
 
+import generation
 from generation import KVCache, StaticStep, generate, pack, pick
+from model import random_stream
 
 
 @settings(max_examples=30)
@@ -59,6 +61,15 @@ def test_a_packed_model_gives_the_same_logits_and_text(shape):
     pack(gpt, torch.float32)
     torch.testing.assert_close(gpt(idx, idx)[0], logits, rtol=1e-4, atol=1e-5)
     assert torch.equal(generate(gpt, idx[:, :4], 40, temperature=0), text)
+
+
+def test_a_long_text_draws_the_numbers_of_one_stream(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(generation, "pick", lambda logits, u, *how: drawn.append(u) or pick(logits, u, *how))
+    generate(model(), tokens(2, 1), 2500, seed=5, first_row=3)
+    for row in (0, 1):
+        numbers = torch.rand(2500, generator=random_stream(5, 3 + row))
+        assert torch.equal(torch.stack(drawn)[:, row], numbers)
 
 
 def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
