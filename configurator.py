@@ -94,9 +94,8 @@ def convert(name: str, value, kind):
         if kind is str and isinstance(value, str):
             return value
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "on": True}.get(str(value).lower()) or {
-                "false": False, "0": False, "no": False, "off": False
-            }[str(value).lower()]  # fmt: skip
+            yes, no = dict.fromkeys(("true", "1", "yes", "on"), True), ("false", "0", "no", "off")
+            return (yes | dict.fromkeys(no, False))[str(value).lower()]
         if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             if kind is int and not isinstance(value, float):
                 with contextlib.suppress(ValueError):  # 1e3, perhaps
@@ -124,6 +123,8 @@ def help_text(cls) -> str:
             default = default if str(default).isprintable() else repr(default)
             left = f"  --{name}={default}"
             lines.append(f"{left:<34} {comment}" if len(left) < 34 else f"{left}\n{'':<34} {comment}")
+        elif not code and comment.startswith(" "):  # goes on from the line before
+            lines.append(f"{'':<34} {comment.strip()}")
         elif not code and comment:
             lines += ["", comment] if lines[-1:] != [""] else [comment]
     return "\n".join(lines)
@@ -166,8 +167,9 @@ def run(main):
         status = main() or 0
         if sys.stdout:
             sys.stdout.flush()
+    except SystemExit as e:  # --help
+        status = e.code
     except BrokenPipeError:  # the reader went away, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
         print(f"\n{program}: stopped", file=sys.stderr)
@@ -191,4 +193,12 @@ def run(main):
             f"{program}: {type(e).__name__} at {place}: {one_line(e) or 'no more is known'}", file=sys.stderr
         )
         status = 1
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as e:  # Python would try again, and complain, at the very end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not status:
+            print(f"{program}: {e.strerror}", file=sys.stderr)
+            status = 1
     raise SystemExit(status)

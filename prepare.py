@@ -269,8 +269,8 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
 
     meta.json goes first and comes last: without it nothing is prepared.
     """
-    beside = {name: folder / f".{name}.tmp" for name in ("train.bin", "val.bin", "meta.json")}
-    try:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as own:  # another may prepare it as well
+        beside = {name: Path(own) / name for name in ("train.bin", "val.bin", "meta.json")}
         counts = {"train": 0, "val": 0}
         with open(beside["train.bin"], "wb") as train, open(beside["val.bin"], "wb") as val:
             for split, piece in pieces(read_chunks(files), n_train, meta["tokenizer"]["kind"] == "bpe"):
@@ -288,9 +288,6 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
         (folder / "meta.json").unlink(missing_ok=True)
         for name, path in beside.items():
             os.replace(path, folder / name)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
 
 
 def make_tokenizer(settings: Settings, chars: str, files: list[Path], n_train: int):

@@ -1,6 +1,10 @@
+import subprocess
+import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,6 +131,23 @@ def test_help_shows_each_setting_with_its_default_and_its_meaning(cls):
         meaning = text[at:].split("\n  --")[0].split("  ")[-1].strip()
         assert len(meaning) > 3, field.name
         assert repr(field.default).strip("'") in text[at : at + 60], field.name
+
+
+def test_help_aligns_what_goes_on_in_a_second_line():
+    lines = help_text(train_drama.Settings).splitlines()
+    (at,) = [n for n, line in enumerate(lines) if "--init_from=" in line]
+    assert lines[at + 1].startswith(" " * 34) and lines[at + 2].startswith(" " * 34)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize("main", ["print('x' * 20)", "print('x' * 10**6)", "(print('help'), sys.exit())"])
+def test_a_full_disk_behind_the_output_gets_one_line_and_status_1(main):
+    code = f"import sys, configurator; configurator.run(lambda: {main})"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1 and done.stderr == "-c: No space left on device\n"
 
 
 def test_every_config_file_of_the_project_can_be_used():

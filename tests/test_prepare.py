@@ -88,6 +88,23 @@ def test_without_a_network_gpt2_s_vocabulary_is_asked_for_in_one_line(call, fold
     assert not list(folder.glob("data/**/*.*"))
 
 
+def test_two_that_prepare_the_same_text_at_once_do_not_get_in_each_other_s_way(call, folder, monkeypatch):
+    (folder / "a.txt").write_text(play(), encoding="utf-8")
+    real, calls = os.fsync, []
+
+    def meanwhile(f):
+        if not calls:
+            calls.append(f)
+            prepare.prepare(prepare.Settings(input="a.txt"))
+        real(f)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert call("prepare.py", "--input=a.txt")[0] == 0 and calls
+    _, train, val = read(folder)
+    assert train + val == play()
+    assert sorted(p.name for p in (folder / "data/drama").iterdir()) == ["meta.json", "train.bin", "val.bin"]
+
+
 @pytest.fixture
 def site():
     """A web site of one file: site.data is what it sends, site.promised how much it says that is."""
