@@ -46,7 +46,7 @@ write = pipeline("text-generation", "{out}")
 print(write("LUCIO:", max_length={block_size}, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 
 
-def write_hf(folder: Path, model: GPT, tok):
+def write_hf(folder: Path, model: GPT):
     """What transformers loads. Raises ValueError for a model it has no class for."""
     c = model.config
     config = {
@@ -107,7 +107,7 @@ class NextToken(torch.nn.Module):
         return self.model(tokens)[0][:, 0]
 
 
-def write_onnx(folder: Path, model: GPT, tok):
+def write_onnx(folder: Path, model: GPT):
     """One model.onnx: tokens (1, T), T any length up to block_size -> logits (1, V) of what follows."""
     optional("onnxscript")
     tokens = torch.zeros(1, min(3, model.config.block_size), dtype=torch.long)
@@ -126,7 +126,7 @@ def write_onnx(folder: Path, model: GPT, tok):
 
 # ---------------------------------------------------------------------------- both
 
-FORMATS = {"hf": (write_hf, TRANSFORMERS), "onnx": (write_onnx, ONNXRUNTIME)}
+FORMATS = {"hf": (write_hf, TRANSFORMERS, "transformers"), "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime")}
 
 CARD = """---
 library_name: {library}
@@ -184,14 +184,13 @@ def export(path: Path, settings: Settings):
         raise ValueError(f"{path} is no ckpt.pt")
     if out.exists():
         raise ValueError(f"out={str(out)!r} is there already; give a folder that is not")
-    write, code = FORMATS[settings.to]
-    library = {"hf": "transformers", "onnx": "onnxruntime"}[settings.to]
+    write, code, library = FORMATS[settings.to]
     code = code.format(out=out.name, block_size=model.config.block_size)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as beside:  # the folder is whole or absent
         folder = Path(beside) / "whole"
         folder.mkdir()
-        write(folder, model.eval(), tok)
+        write(folder, model.eval())
         tokens.save(str(folder / "tokenizer.json"))
         (folder / "README.md").write_text(card(state, model, tok, library, code), encoding="utf-8")
         folder.rename(out)
@@ -200,6 +199,8 @@ def export(path: Path, settings: Settings):
 
 def main():
     given, others = files(sys.argv[1:], ".pt")
+    if len(given) > 1:
+        raise ValueError(f"one checkpoint at a time, not {' '.join(given)}")
     export(Path(given[0] if given else "model/ckpt.pt"), configure(Settings, others))
 
 

@@ -29,27 +29,14 @@ def optional(name: str):
 
 # ---------------------------------------------------------------------------- weights
 
-# our names and theirs; their linear layers (Conv1D) hold the transpose of ours
-NAMES = (
-    (r"wte\.weight", "transformer.wte.weight"),
-    (r"wpe\.weight", "transformer.wpe.weight"),
-    (r"blocks\.(\d+)\.(ln_[12]\.(?:weight|bias))", r"transformer.h.\1.\2"),
-    (
-        r"blocks\.(\d+)\.((?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(?:weight|bias))",
-        r"transformer.h.\1.\2",
-    ),
-    (r"ln_f\.(weight|bias)", r"transformer.ln_f.\1"),
-)
-
 
 def their_name(name: str) -> str:
-    for ours, theirs in NAMES:
-        if re.fullmatch(ours, name):
-            return re.sub(ours, theirs, name)
-    raise KeyError(name)
+    """GPT-2's name there of a parameter here."""
+    return "transformer." + re.sub(r"^blocks\.", "h.", name)
 
 
 def transposed(name: str) -> bool:
+    """Whether theirs holds the transpose of ours: their linear layers are of a kind of their own, Conv1D."""
     return bool(re.search(r"c_(attn|proj|fc)\.weight$", name))
 
 

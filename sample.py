@@ -104,7 +104,8 @@ def sample(settings: Settings):
     device = find_device(settings.device)
     pack(model.to(device), find_dtype(settings.dtype, device))
     ids = torch.from_numpy(tok.encode(prompt).astype("int64"))
-    live = settings.num_samples == 1 and settings.format == "text" and sys.stdout.isatty()
+    terminal = sys.stdout and sys.stdout.isatty()
+    live = bool(terminal and settings.num_samples == 1 and settings.format == "text")
     texts = []
     for first in range(0, settings.num_samples, BATCH):
         rows = min(BATCH, settings.num_samples - first)
@@ -141,7 +142,8 @@ def write(settings: Settings, model, tok, prompt: str, idx, cast, first: int, li
         if live:
             print(decoder.decode(tok.decode_bytes(token[0].tolist())), end="", flush=True)
     if director:
-        return [director.written(row) for row in range(rows)]
+        texts = [director.written(row) for row in range(rows)]
+        return [cast.whole(text) for text in texts] if cast and not settings.turns else texts
     texts = []
     for new in torch.cat(tokens, dim=1).tolist():
         decoder.reset()
@@ -149,10 +151,15 @@ def write(settings: Settings, model, tok, prompt: str, idx, cast, first: int, li
     return texts
 
 
+LONG = 100_000_000  # bytes of tokens; to read more would take a while, for no more than a note
+
+
 def known_names(state: dict, tok, default: list[str]) -> set[str]:
     """Who speaks in the text that a model was trained on; the default where that is not here any more."""
     folder = prepare.DATA / str(state["settings"].get("dataset"))
     try:
+        if (folder / "train.bin").stat().st_size > LONG:
+            return set(default)
         same = checkpoint.read_json(folder / "meta.json").get("tokenizer") == tok.to_dict()
         ids = np.fromfile(folder / "train.bin", dtype="<u2")
         return {name for name, _ in speeches(tok.decode(ids))} if same else set(default)

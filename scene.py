@@ -50,6 +50,12 @@ class Cast:
         self.headings = [heading.encode() for heading in headings]
         self.ids = {tok.decode_bytes([n]): n for n in range(tok.vocab_size)}
 
+    def whole(self, text: str) -> str:
+        """A text without a speech at its end of which no more than a part of the name is there."""
+        before, _, end = text.rpartition("\n\n")
+        begun = end.encode("utf-8", "surrogatepass")
+        return before if before and any(h.startswith(begun) for h in self.headings) else text
+
     def allowed(self, text: bytes) -> list[int] | None:
         """The tokens that may follow a text, or None for all."""
         begun = text[text.rfind(b"\n\n") + 2 :] if b"\n\n" in text else text.lstrip(b"\n")
@@ -59,12 +65,14 @@ class Cast:
 
 
 def colon(name: str, tok) -> str:
-    """The colon behind a name: the wide one where the name is in wide letters and the text has it."""
+    """The colon behind a name: the wide one where the name is in wide letters and the text has it.
+
+    Byte pairs can spell it in any case; what is frequent in a text is one token there.
+    """
     if not any(unicodedata.east_asian_width(letter) in "FW" for letter in name):
         return ":"
     try:
-        tok.encode("：")
-        return "："
+        return "：" if len(tok.encode("：")) == 1 else ":"
     except UnknownCharacters:
         return ":"
 

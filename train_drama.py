@@ -236,7 +236,7 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
     device, rank, world = machine.device, machine.rank, machine.world
     train_split, val_split, meta = data
     hear = "python sample.py" + ("" if settings.out_dir == "model" else f" --out_dir={settings.out_dir}")
-    live = rank == 0 and sys.stdout.isatty()
+    live = rank == 0 and bool(sys.stdout and sys.stdout.isatty())
 
     def say(text: str):
         if rank == 0:

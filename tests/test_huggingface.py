@@ -92,6 +92,7 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
     card = (folder / "hf/README.md").read_text()
     assert "2.0000" in card and "n_layer 2" in card and "from scratch" in card
     assert call("export.py", "model/ckpt.pt", "--out=hf")[0] == 2  # nothing is written over
+    assert call("export.py", "model/ckpt.pt", "model/ckpt.pt", "--out=two")[0] == 2  # nor left out in silence
 
 
 @pytest.mark.parametrize("other", [dict(arch="modern"), dict(n_ensemble=2)])

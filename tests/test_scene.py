@@ -88,10 +88,26 @@ def test_the_model_s_own_probabilities_choose_among_the_names():
 
 
 @pytest.mark.parametrize("name, text, written", [
-    ("罗密欧", "罗密欧：", "："), ("罗密欧", "罗密欧:", ":"), ("HÉLÈNE", "HÉLÈNE:：", ":"), ("LUCIO", "LUCIO:：", ":"),
+    ("罗密欧", "罗密欧：", "："), ("罗密欧", "罗密欧:", ":"), ("HÉLÈNE", "HÉLÈNE:：", ":"),
+    ("LUCIO", "LUCIO:：", ":"),
 ])  # fmt: skip
 def test_the_colon_is_wide_where_the_name_s_letters_are_and_the_text_has_it(name, text, written):
     assert colon(name, CharTokenizer("".join(sorted(set(text))))) == written
+
+
+def test_with_byte_pairs_too_the_colon_is_the_text_s():
+    pytest.importorskip("rustbpe")
+    for used, other in (":：", "：:"):
+        tok = BPETokenizer.learn([f"罗密欧{used}\n朱丽叶，我爱你！\n\n" * 100], 300)
+        assert colon("罗密欧", tok) == used != other
+
+
+def test_a_speech_of_which_only_a_part_of_the_name_is_there_is_left_out():
+    cast = Cast(["LUCIO", "ISABELLA"], CHARS)
+    for tail in ("", "L", "LUCI", "LUCIO:", "LUCIO:\n"):
+        assert cast.whole(f"LUCIO:\nWell.\n\n{tail}") == "LUCIO:\nWell."
+    for text in ("LUCIO:\nWell.\n\nLUCIO:\nW", "LUCIO:\nWell", "LUC", "LUCIO:\nWell.\n\nThe"):
+        assert cast.whole(text) == text
 
 
 def test_a_name_that_cannot_be_spelled_is_refused():
