@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -269,7 +270,10 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
 
     meta.json goes first and comes last: without it nothing is prepared.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as own:  # another may prepare it as well
+    for left in folder.glob(".writing-*"):
+        if time.time() - left.stat().st_mtime > 86_400:  # by one that was killed; another may be at work now
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as own:
         beside = {name: Path(own) / name for name in ("train.bin", "val.bin", "meta.json")}
         counts = {"train": 0, "val": 0}
         with open(beside["train.bin"], "wb") as train, open(beside["val.bin"], "wb") as val:

@@ -102,7 +102,7 @@ def test_ctrl_c_while_the_corpus_is_encoded_leaves_nothing_half_written(clone):
     (clone / "long.txt").write_text("to be or not to be\n" * 5_000_000, encoding="utf-8")
     process = start(clone, "prepare.py", "--input=long.txt", "--dataset=long")
     place = clone / "data" / "long"
-    while process.poll() is None and not list(place.glob(".*.tmp")):
+    while process.poll() is None and not list(place.glob(".writing-*/train.bin")):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)

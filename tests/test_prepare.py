@@ -99,6 +99,10 @@ def test_two_that_prepare_the_same_text_at_once_do_not_get_in_each_other_s_way(c
         real(f)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
+    left = folder / "data/drama/.writing-once"  # by one that was killed long ago
+    left.mkdir(parents=True)
+    (left / "train.bin").write_bytes(b"half")
+    os.utime(left, (0, 0))
     assert call("prepare.py", "--input=a.txt")[0] == 0 and calls
     _, train, val = read(folder)
     assert train + val == play()
