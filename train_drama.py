@@ -14,6 +14,7 @@ from configurator import configure, one_line, run  # first: from here on Ctrl-C 
 import contextlib
 import copy
 import dataclasses
+import importlib.util
 import math
 import os
 import signal
@@ -385,7 +386,8 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                     best = val_loss
                     save("ckpt.pt", iteration=i, train_loss=train_loss, val_loss=val_loss)
                 save_last(i)
-                if time.perf_counter() - drawn_at > 60:
+                # without matplotlib, that is said once, at the end
+                if time.perf_counter() - drawn_at > 60 and importlib.util.find_spec("matplotlib"):
                     show_losses()
                     drawn_at = time.perf_counter()
                 saved_at = time.perf_counter()
