@@ -111,7 +111,11 @@ def load(path: Path) -> dict:
             if len(pickled) != 1 or not plain(z.read(pickled[0])):
                 raise refuse
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
+        raise
+    except OSError as e:
+        if e.errno == errno.EINVAL:  # the zip names a place before its beginning
+            raise refuse from None
         raise
     except Exception:  # the zip and pickle readers raise a wide variety for damaged input
         raise refuse from None
@@ -138,6 +142,8 @@ NAMED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|to
 def plain(pickled: bytes) -> bool:
     """Whether a pickle names nothing but what plain values and tensors need."""
     ops = [(op.name, arg) for op, arg, _ in pickletools.genops(pickled)]
+    if ops[0] != ("PROTO", 2):
+        return False
     return not any(op == "STACK_GLOBAL" or (op == "GLOBAL" and not NAMED.fullmatch(arg)) for op, arg in ops)
 
 
