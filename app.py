@@ -22,6 +22,7 @@ from generation import pack, stream
 from huggingface import optional
 from machine import DTYPES, find_device, find_dtype
 from sample import LONGEST_PROMPT
+from sample import Settings as SampleSettings
 from scene import Cast, Director, cast_names, fountain
 
 MAX_NEW_TOKENS = 5_000  # of one click
@@ -95,7 +96,8 @@ class Models:
         who = cast_names(cast)
         director = Director(tok, start, 1, Cast(who, tok) if who else None)
         ids = torch.from_numpy(tok.encode(start).astype("int64"))[None].to(self.device)
-        how = {"temperature": temperature, "top_k": 200, "top_p": 0.9, "seed": secrets.randbits(32)}
+        how = {"temperature": temperature, "top_k": SampleSettings.top_k, "top_p": SampleSettings.top_p}
+        how["seed"] = secrets.randbits(32)  # another text each time
         shown_at = 0.0
         for _ in stream(model, ids, int(max_new_tokens), director=director, **how):
             if self.ended.is_set():

@@ -34,6 +34,7 @@ from configurator import configure, run
 from dataset import fixed_windows, load_data
 from machine import find_device, find_dtype, peak_flops, training_machine
 from model import GPT
+from sample import Settings as SampleSettings
 from train_drama import Settings as TrainSettings
 
 ROOT = Path(__file__).parent
@@ -53,7 +54,7 @@ class Settings:
     against: str = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
     out_dir: str = "model"  # the folder with the ckpt.pt that `text` lets write
-    top_p: float = 0.9  # of the samples of `text`
+    top_p: float = SampleSettings.top_p  # of the samples of `text`
     text_mb: int = 2000  # the text that prepare.py encodes; three times that is in data/ for a while
 
     def __post_init__(self):
