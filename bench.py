@@ -252,9 +252,9 @@ def bench_prepare(found: dict, folder: Path, nano: NanoGPT | None, settings: Set
     # the same bytes written, and nothing else done
     start = time.perf_counter()
     with open(folder / "written", "wb") as f:
-        block = bytes(1 << 23)
-        for _ in range(2 * text.stat().st_size // len(block)):
-            f.write(block)
+        block, size = bytes(1 << 23), 2 * text.stat().st_size
+        for at in range(0, size, len(block)):
+            f.write(block[: size - at])
         f.flush()
         os.fsync(f.fileno())
     found["limit_encode_mb_per_s"].append(text.stat().st_size / 1e6 / (time.perf_counter() - start))
@@ -334,7 +334,7 @@ def limits(found: dict):
     found["matmul_tflops"].append(rate / 1e12)
     tokens = settings.batch_size * settings.block_size
     found["limit_train_ms"].append(1000 * tokens * model.flops_per_token() / rate)
-    windows = fixed_windows(len(val_split), settings.block_size)
+    windows = fixed_windows(len(val_split), settings.block_size, meta["tokenizer"].vocab_size)
     evaluated = 2 * sum(len(starts) * length for starts, length in windows)
     found["limit_eval_s"].append(evaluated * model.flops_per_token() / 3 / rate)  # forward only
 

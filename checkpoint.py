@@ -54,24 +54,28 @@ def write_atomically(path: Path, write):
             os.close(folder)
 
 
-def digest(value, into=None) -> str:
+def digest(value) -> str:
     """SHA-256 of a tree of dicts, lists, tensors and plain values."""
-    h = into or hashlib.sha256()
-    if isinstance(value, dict):
-        h.update(b"{%d" % len(value))
-        for key in value:
-            h.update(repr(key).encode())
-            digest(value[key], h)
-    elif isinstance(value, (list, tuple)):
-        h.update(b"[%d" % len(value))
-        for item in value:
-            digest(item, h)
-    elif isinstance(value, torch.Tensor):
-        h.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        h.update(flat.view(torch.uint8).numpy().data)
-    else:
-        h.update(repr(value).encode("utf-8", "surrogatepass"))
+    h = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, dict):
+            h.update(b"{%d" % len(value))
+            for key in value:
+                h.update(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            h.update(b"[%d" % len(value))
+            for item in value:
+                add(item)
+        elif isinstance(value, torch.Tensor):
+            h.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            h.update(flat.view(torch.uint8).numpy().data)
+        else:
+            h.update(repr(value).encode("utf-8", "surrogatepass"))
+
+    add(value)
     return h.hexdigest()
 
 
@@ -99,7 +103,7 @@ def load(path: Path) -> dict:
         f"{path} is damaged or is no checkpoint of this project; train again or restore it"
     )
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
+        raise CheckpointError(f"{path} is missing; a training writes it")
     try:
         with zipfile.ZipFile(path) as z:
             # PyTorch stores without compression: what unpacks to more than the file is a bomb
@@ -123,7 +127,8 @@ def load(path: Path) -> dict:
         raise CheckpointError(f"{path} is not a checkpoint of this project (nanoGPT's cannot be read)")
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} was written by another version of this project (format {state.get('format')})"
+            f"{path} was written by another version of this project (format {state.get('format')}, here "
+            f"{FORMAT}); train again, or use that version"
         )
     claimed = state.pop("sha256")
     try:

@@ -84,6 +84,10 @@ def read_config(path: str) -> dict:
     }
 
 
+BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True)
+BOOLEANS |= dict.fromkeys(("false", "0", "no", "off"), False)
+
+
 def convert(name: str, value, kind):
     """value, a string from the command line or an object from a config file, as the field's type."""
     options = typing.get_args(kind) or (kind,)  # `bool | None` has two
@@ -94,8 +98,7 @@ def convert(name: str, value, kind):
         if kind is str and isinstance(value, str):
             return value
         if kind is bool:
-            yes, no = dict.fromkeys(("true", "1", "yes", "on"), True), ("false", "0", "no", "off")
-            return (yes | dict.fromkeys(no, False))[str(value).lower()]
+            return BOOLEANS[str(value).lower()]
         if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             if kind is int and not isinstance(value, float):
                 with contextlib.suppress(ValueError):  # 1e3, perhaps
@@ -142,23 +145,36 @@ def terminate(signum, frame):
     raise Terminated
 
 
-def interrupted(kind, error, traceback):
-    """Ctrl-C outside run(), as while torch is being imported, ends in the same line."""
-    if not issubclass(kind, KeyboardInterrupt):
+def starting(program: str):
+    """Make Ctrl-C while a program of ours imports torch end it at once, and a missing package one line.
+
+    Python's own way, an exception, is a traceback there, or lost: C code of torch's drops what is raised in it.
+    """
+    if os.path.dirname(os.path.abspath(program)) != os.path.dirname(os.path.abspath(__file__)):
+        return  # imported by another: a test, a notebook
+    sys.excepthook = without_package
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def without_package(kind, error, traceback):
+    if not issubclass(kind, ModuleNotFoundError):
         return sys.__excepthook__(kind, error, traceback)
-    print(f"\n{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: {error}; run pip install -r requirements.txt", file=sys.stderr)
 
 
-sys.excepthook = interrupted
+starting(sys.argv[0])
 
 
 def run(main):
     """Run main() as a program: any failure ends in one line on standard error and the right exit status.
 
-    2 for what the person asked wrongly (ValueError), 1 for what failed underneath, 130 for Ctrl-C,
+    2 for what the person asked wrongly (a ValueError of ours), 1 for what failed underneath, 130 for Ctrl-C,
     143 for SIGTERM.
     """
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     program = os.path.basename(sys.argv[0])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal lacks is no reason to stop
@@ -177,9 +193,6 @@ def run(main):
     except Terminated:
         print(f"{program}: stopped", file=sys.stderr)
         status = 143
-    except ValueError as e:
-        print(f"{program}: {one_line(e)}", file=sys.stderr)
-        status = 2
     except OSError as e:
         name = f"{e.filename}: " if e.filename else ""
         print(f"{program}: {name}{e.strerror or one_line(e)}", file=sys.stderr)
@@ -188,11 +201,13 @@ def run(main):
         where = e.__traceback__
         while where.tb_next:
             where = where.tb_next
-        place = f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}"
-        print(
-            f"{program}: {type(e).__name__} at {place}: {one_line(e) or 'no more is known'}", file=sys.stderr
-        )
-        status = 1
+        file = where.tb_frame.f_code.co_filename
+        ours = os.path.dirname(os.path.abspath(file)) == os.path.dirname(os.path.abspath(__file__))
+        status = 2 if ours and isinstance(e, ValueError) else 1
+        message = one_line(e) or "no more is known"
+        if not (ours and isinstance(e, (ValueError, FloatingPointError, MemoryError))):
+            message = f"{type(e).__name__} at {os.path.basename(file)}:{where.tb_lineno}: {message}"
+        print(f"{program}: {message}", file=sys.stderr)
     try:
         if sys.stdout:
             sys.stdout.flush()

@@ -13,7 +13,9 @@ import tokenizer
 from machine import Machine
 from model import GPT, random_stream
 
-EVAL_TOKENS = 16384  # a batch of evaluation; fixed, so that no setting changes how the loss is rounded
+# A batch of evaluation: fixed, so that no setting of a training changes how its losses are rounded.
+EVAL_TOKENS = 16384
+EVAL_LOGITS = 2**26  # fewer tokens where each has many: at 10 bytes a logit, 0.7 GB
 
 
 class Split:
@@ -38,18 +40,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.mapped)
 
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the CPU on the split's device; to a GPU the copy is left under way."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def windows(self, starts: torch.Tensor, length: int):
         """x, y (B, length): the tokens from each of starts (B,), and the ones that follow each."""
         where = starts[:, None] + torch.arange(length + 1)
         if self.resident is not None:
-            where = where.pin_memory().to(self.device, non_blocking=True)
-            tokens = self.resident[where].long()
+            tokens = self.resident[self.send(where)].long()
         else:
-            tokens = torch.from_numpy(self.mapped[where.numpy()].astype(np.int64))
-            if self.device.type == "cuda":
-                tokens = tokens.pin_memory()
-            # only from pinned memory can a copy be left under way
-            tokens = tokens.to(self.device, non_blocking=self.device.type == "cuda")
+            tokens = self.send(torch.from_numpy(self.mapped[where.numpy()].astype(np.int64)))
         return tokens[:, :-1], tokens[:, 1:]
 
 
@@ -80,10 +83,10 @@ def load_data(name: str, block_size: int, machine: Machine):
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{folder / 'meta.json'} is damaged; run prepare.py again") from None
     for split, count in counts.items():
-        if count < block_size + 2:
+        if count < block_size + 1:
             raise ValueError(
                 f"the {split} split has {count:,} tokens and block_size={block_size} needs "
-                f"{block_size + 2:,}; lower --block_size, or prepare a longer text"
+                f"{block_size + 1:,}; lower --block_size, or prepare a longer text"
             )
     vocab_size = meta["tokenizer"].vocab_size
     train, val = (Split(folder / f"{k}.bin", n, vocab_size, machine.device) for k, n in counts.items())
@@ -122,14 +125,19 @@ def draw_batches(split: Split, settings, iteration: int, machine: Machine):
         x, y = split.windows(step_starts, settings.block_size)
         if settings.corruption:
             stream = random_stream(settings.seed, "corruption", iteration, step)
-            shape = (machine.world, *x.shape)
-            replaced = torch.rand(shape, generator=stream)[machine.rank] < settings.corruption
-            others = torch.randint(split.vocab_size, shape, generator=stream)[machine.rank]
-            x = torch.where(replaced.to(x.device), others.to(x.device), x)
+            of_all = (machine.world, *x.shape)
+            replaced = torch.rand(of_all, generator=stream)[machine.rank] < settings.corruption
+            others = torch.randint(split.vocab_size, of_all, generator=stream)[machine.rank]
+            x = torch.where(split.send(replaced), split.send(others), x)
         yield x, y
 
 
-def fixed_windows(n_tokens: int, block_size: int, limit: int = 0) -> list:
+def windows_per_batch(block_size: int, vocab_size: int) -> int:
+    """How many windows an evaluation reads at a time."""
+    return max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocab_size) // block_size)
+
+
+def fixed_windows(n_tokens: int, block_size: int, vocab_size: int, limit: int = 0) -> list:
     """Batches (starts, length) of windows that predict every token of a split but its first exactly once.
 
     With a limit, at most that many windows, spread evenly over the split.
@@ -137,8 +145,9 @@ def fixed_windows(n_tokens: int, block_size: int, limit: int = 0) -> list:
     starts = torch.arange(0, (n_tokens - 1) // block_size * block_size, block_size)
     tail = (n_tokens - 1) % block_size  # a last window, shorter than the others
     if limit and len(starts) > limit:
-        starts, tail = starts[torch.linspace(0, len(starts) - 1, limit).long()], 0
-    batches = [(part, block_size) for part in starts.split(max(1, EVAL_TOKENS // block_size))]
+        evenly = torch.linspace(0, len(starts) - 1, limit, dtype=torch.float64)
+        starts, tail = starts[evenly.long()], 0
+    batches = [(part, block_size) for part in starts.split(windows_per_batch(block_size, vocab_size))]
     return batches + ([(torch.tensor([n_tokens - 1 - tail]), tail)] if tail else [])
 
 
@@ -157,7 +166,8 @@ def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=Non
             ended = machine.any(stop)
         if ended:
             break
-        for starts, length in batches[n + machine.rank :][:1]:  # this process's, where one is left
+        if n + machine.rank < len(batches):
+            starts, length = batches[n + machine.rank]
             x, y = split.windows(starts, length)
             with machine.autocast():
                 sums.append(model(x, y)[1] * y.numel())

@@ -152,8 +152,8 @@ def stream(
     """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
 
     temperature 0 always takes the likeliest token. A director (scene.Director) may forbid tokens and end it
-    all sooner. Row n draws one uniform number a token from the
-    stream addressed by (seed, first_row + n), so it does not depend on how many rows there are.
+    all sooner. Row n draws one uniform number a token from the stream addressed by (seed, first_row + n), so
+    it does not depend on how many rows there are.
     When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
     one; with learned positions, the most recent half of the context is read again and decoding goes on
     from there: a token then sees block_size / 2 to block_size tokens before it.

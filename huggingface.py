@@ -80,7 +80,7 @@ def fetched(name: str) -> Path:
 
 PLAIN = {  # what a GPT-2 may also be told to do, and ours does not
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True, "add_cross_attention": False, "n_inner": None,
+    "tie_word_embeddings": True, "add_cross_attention": False,
 }  # fmt: skip
 
 
@@ -97,6 +97,8 @@ def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
         theirs = checkpoint.read_json(folder / "config.json")
         stored = load_file(folder / "model.safetensors")
         if theirs["model_type"] != "gpt2" or any(theirs.get(key, PLAIN[key]) != PLAIN[key] for key in PLAIN):
+            raise refuse
+        if theirs.get("n_inner") not in (None, 4 * theirs["n_embd"]):
             raise refuse
         config = GPTConfig(
             block_size=theirs["n_positions"],
@@ -118,11 +120,12 @@ def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
         model.load_state_dict(weights, assign=True)
         spelled = folder / "tokenizer.json"
         known = checkpoint.read_json(spelled)["model"]["vocab"] if spelled.is_file() else vocabulary(tok)
+        same_tokens = all(known.get(token) == n for token, n in vocabulary(tok).items())
     except OSError:
         raise
     except Exception:  # safetensors has a class of its own for what it cannot read
         raise refuse from None
-    if config.vocab_size != tok.vocab_size or any(known.get(t) != n for t, n in vocabulary(tok).items()):
+    if config.vocab_size != tok.vocab_size or not same_tokens:
         raise ValueError(
             f"{name} was trained on other tokens ({config.vocab_size:,} of them) than the text is encoded in "
             f"({tok.vocab_size:,}); for OpenAI's weights prepare it with --tokenizer=gpt2"

@@ -21,8 +21,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=torch.device(name)).device  # which has a number, where name has none
     except (RuntimeError, AssertionError) as e:
         why = " ".join(str(e).split())[:150] or type(e).__name__
         raise ValueError(f"device={name!r} cannot be used here ({why}); try --device=auto") from None
@@ -65,6 +64,11 @@ class Machine:
         if self.world > 1:
             dist.all_reduce(value)
         return value
+
+    def wait(self):
+        """Wait until the device has done what it was told, where it works on by itself."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def any(self, flag) -> bool:
         """Whether flag is true in any process. All have to ask, and wait for each other and for a GPU."""
@@ -160,7 +164,7 @@ def peak_flops(machine: Machine) -> tuple[float, str]:
     if machine.device.type == "cuda" and machine.dtype != torch.float32:
         gpu = torch.cuda.get_device_name(machine.device)
         for name, tflops in PEAK_TFLOPS.items():
-            if re.search(rf"\b{name}\b", gpu):  # "L4" is not in "L40"
+            if re.search(rf"\b{name}\b(?! (?:Ti|SUPER|Laptop))", gpu):  # "L4" is not in "L40"
                 return tflops * 1e12, f"the data sheet's {tflops} TFLOP/s"
     n, flops, until = 256, 0.0, time.perf_counter() + 0.5
     a = torch.randn(n, n, device=machine.device, dtype=machine.dtype)
@@ -176,9 +180,8 @@ def peak_flops(machine: Machine) -> tuple[float, str]:
 
 
 class Stop:
-    """True once SIGINT or SIGTERM has come, so that the loop can finish its iteration and save.
-
-    A second signal ends the program at once.
+    """True once SIGINT, SIGTERM or SIGHUP (the terminal was closed) has come, so that the loop can finish its
+    iteration and save. A second signal ends the program at once. nohup's wish to hear no SIGHUP is kept.
     """
 
     def __init__(self):
@@ -189,8 +192,10 @@ class Stop:
         return self.signum != 0
 
     def __enter__(self):
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.before[signum] = signal.signal(signum, self.catch)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signum = getattr(signal, name, None)  # Windows has no SIGHUP
+            if signum and (name != "SIGHUP" or signal.getsignal(signum) != signal.SIG_IGN):
+                self.before[signum] = signal.signal(signum, self.catch)
         return self
 
     def catch(self, signum, frame):

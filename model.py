@@ -135,7 +135,7 @@ class CausalSelfAttention(nn.Module):
     def attend(self, q, k, v, position=None):
         """Attention of q (B, H, T, D) to k and v (B, H, past + T, D) -> (B, H, T, D).
 
-        With position, a tensor (1,), q is the one token that stands there, and sees nothing behind it.
+        With position, a tensor (1,), q is the one token that stands there, and k and v hold nothing after it.
         """
         T, length = q.size(2), k.size(2)
         mask = None  # one new token sees everything; a first chunk is causal; a later chunk needs a mask

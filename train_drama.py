@@ -2,7 +2,7 @@
 
     python train_drama.py                                  the full run: minutes on a GPU, hours without
     python train_drama.py config/laptop.py                 a smaller model, for a machine with no GPU
-    python train_drama.py --n_layer=4 --max_iters=1000     any setting, by name (--help lists them)
+    python train_drama.py --n_layer=4 --dropout=0.1        any setting, by name (--help lists them)
     torchrun --standalone --nproc_per_node=4 train_drama.py      several GPUs, or several CPUs
 
 The same command run again continues where the run was stopped.
@@ -28,7 +28,7 @@ import torch.distributed as dist
 
 import checkpoint
 import plot
-from dataset import EVAL_TOKENS, draw_batches, evaluate, fixed_windows, load_data
+from dataset import draw_batches, evaluate, fixed_windows, load_data, windows_per_batch
 from generation import generate, pack
 from huggingface import OPENAI_WEIGHTS, OWN_WEIGHTS, from_gpt2
 from machine import DTYPES, Machine, Stop, peak_flops, training_machine
@@ -100,6 +100,11 @@ class Settings:
         for name, values in {"dtype": DTYPES, "optimizer": ("adamw", "muon")}.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
+        if self.min_lr > self.learning_rate:
+            raise ValueError(
+                f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}; "
+                f"try --min_lr={self.learning_rate / 10:g}"
+            )
         named = OWN_WEIGHTS + OPENAI_WEIGHTS
         if self.init_from not in named and not Path(self.init_from).is_dir():
             raise ValueError(f"init_from={self.init_from!r} is none of {', '.join(named)}, nor a folder")
@@ -113,29 +118,32 @@ class Settings:
 SAMPLE = 200  # tokens of the samples on the way
 SHAPE = ("arch", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")  # what pretrained weights have already
 
-# Settings that may differ when a run is continued: the iterations it takes stay the same.
+# Settings that may differ when a run is continued: what it reads and what its losses mean stay the same.
 FREE_TO_CHANGE = {
-    "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "eval_iters", "log_interval",
-    "sample_interval", "tensorboard", "wandb", "device", "dtype", "compile",
+    "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "log_interval", "sample_interval",
+    "tensorboard", "wandb", "device", "dtype", "compile",
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------- compiling
 
 
-def compiled(model: GPT, settings: Settings, machine: Machine, say):
-    """The model through torch.compile where that is wanted and works, else as it is."""
+def compiled(model: GPT, settings: Settings, machine: Machine, batch, say):
+    """The model through torch.compile where that is wanted and works, else as it is.
+
+    batch is one of training's, so that nothing is compiled again there.
+    """
     wanted = machine.device.type == "cuda" if settings.compile is None else settings.compile
     if not wanted:
         return model
     say("compiling the model (about a minute; --compile=false goes without)")
     try:
         faster = torch.compile(model)
-        shape = (settings.batch_size // machine.world, settings.block_size + 1)
-        tokens = torch.zeros(shape, dtype=torch.long, device=machine.device)
-        with machine.autocast():  # laid out as in training, so that nothing is compiled again there
-            faster(tokens[:, :-1], tokens[:, 1:])[1].backward()
+        with machine.autocast():
+            faster(*batch)[1].backward()
         model.zero_grad(set_to_none=True)
         return faster
+    except torch.OutOfMemoryError:
+        raise
     except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
         say(f"torch.compile does not work here ({one_line(e)[:120] or type(e).__name__}); going on without")
         model.zero_grad(set_to_none=True)
@@ -216,20 +224,32 @@ def train(settings: Settings) -> dict:
 
     Returns iteration (the next one), val_loss (the last evaluation's, or the best when none was left to
     do), best_val_loss, and signal (the one that stopped it, or 0). Raises ValueError for a wrong request,
-    OSError for a disk that fails, FloatingPointError for a loss that is no longer finite; last.pt then
-    holds the last good state.
+    OSError for a disk that fails, MemoryError for a model or batch that is too large, FloatingPointError for
+    a loss that is no longer finite; last.pt then holds the last good state.
     """
     require_packages(settings)
     machine = training_machine(settings.device, settings.dtype)
     if settings.batch_size % machine.world:
-        raise ValueError(f"batch_size={settings.batch_size} cannot be split among {machine.world} processes")
+        more = math.ceil(settings.batch_size / machine.world) * machine.world
+        raise ValueError(
+            f"batch_size={settings.batch_size} cannot be split among {machine.world} processes; "
+            f"try --batch_size={more}"
+        )
     data = load_data(settings.dataset, settings.block_size, machine)
     out = Path(settings.out_dir)
     if settings.init_from == "resume" and machine.rank == 0 and not (out / "last.pt").exists():
         raise ValueError(f"there is nothing to resume: {out / 'last.pt'} is missing; start without it")
     out.mkdir(parents=True, exist_ok=True)
-    with checkpoint.lock(out) if machine.rank == 0 else contextlib.nullcontext():
-        return train_alone(settings, machine, data, out)
+    try:
+        with checkpoint.lock(out) if machine.rank == 0 else contextlib.nullcontext():
+            return train_alone(settings, machine, data, out)
+    except RuntimeError as e:
+        if isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+            raise MemoryError(
+                "out of memory; lower --batch_size and raise --gradient_accumulation_steps by as much, or "
+                "give a smaller --n_embd or --block_size"
+            ) from None
+        raise
 
 
 def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) -> dict:
@@ -302,7 +322,8 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
         )
     if start:
         say(f"continuing at iteration {start}")
-    trained = compiled(model, settings, machine, say)
+    batch = next(draw_batches(train_split, settings, start, machine))
+    trained = compiled(model, settings, machine, batch, say)
     if world > 1:
         trained = torch.nn.parallel.DistributedDataParallel(trained)
 
@@ -332,10 +353,10 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
         return meta["tokenizer"].decode(ids[0].tolist()).strip("\n")
 
     # as many windows of the train split as of the whole val split, always the same ones
-    most = settings.eval_iters * max(1, EVAL_TOKENS // settings.block_size)
-    val_windows = fixed_windows(len(val_split), settings.block_size, most)
+    sizes = settings.block_size, model.config.vocab_size
+    val_windows = fixed_windows(len(val_split), *sizes, limit=settings.eval_iters * windows_per_batch(*sizes))
     count = sum(len(starts) for starts, _ in val_windows)
-    train_windows = fixed_windows(len(train_split), settings.block_size, count)
+    train_windows = fixed_windows(len(train_split), *sizes, limit=count)
 
     def save(name: str, **more):
         if rank == 0:
@@ -355,47 +376,65 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
             launch=launch(),
         )
 
-    way_out = f"{out} keeps the last good state; start over with a lower --learning_rate"
+    @contextlib.contextmanager
+    def paused():
+        """What is done within is no part of the iterations' time."""
+        nonlocal line_at
+        machine.wait()
+        paused_at = time.perf_counter()
+        yield
+        line_at += time.perf_counter() - paused_at
+
+    def leave(kind, error, traceback):
+        """However the loop ends: a disk that fails, or nobody left to read what it says, loses nothing."""
+        with contextlib.suppress(OSError):
+            if live:
+                print("\r\x1b[K", end="", flush=True)
+            if kind and issubclass(kind, OSError) and i > start:
+                save_last(i)
+
+    again = "--init_from=scratch" if settings.init_from in OWN_WEIGHTS else "another --out_dir"
+    way_out = f"start over with a lower --learning_rate and {again}; what was saved is kept"
     i, val_loss, ended = start, best, False
     with Stop() as stop, contextlib.ExitStack() as at_the_end:
         for place in logs:
             at_the_end.callback(place.close)
+        at_the_end.push(leave)
         model.train()
         saved_at = line_at = drawn_at = shown_at = time.perf_counter()
         since_line, per_iter = 0, 0.0  # iterations since the last line, and the seconds of each before it
         while i <= settings.max_iters and not ended:
             # evaluation
             if i % settings.eval_interval == 0 or i == settings.max_iters:
-                if device.type == "cuda":
-                    torch.cuda.synchronize()  # what is still under way is no part of the evaluation's time
-                paused_at = time.perf_counter()
-                train_loss = evaluate(model, train_split, train_windows, machine, stop)
-                found = evaluate(model, val_split, val_windows, machine, stop)
-                if found is None:
-                    break
-                val_loss = found
-                bits = val_loss / math.log(2) * len(val_split) / meta["val_characters"]
-                say(
-                    f"step {i}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, "
-                    f"{bits:.4f} bits a character"
-                )
-                if not math.isfinite(val_loss):
-                    raise FloatingPointError(f"the validation loss is {val_loss} at iteration {i}; {way_out}")
-                log(iter=i, train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
-                if i and val_loss < best:
-                    best = val_loss
-                    save("ckpt.pt", iteration=i, train_loss=train_loss, val_loss=val_loss)
-                save_last(i)
-                # without matplotlib, that is said once, at the end
-                if time.perf_counter() - drawn_at > 60 and importlib.util.find_spec("matplotlib"):
-                    show_losses()
-                    drawn_at = time.perf_counter()
-                saved_at = time.perf_counter()
-                line_at += saved_at - paused_at
+                with paused():
+                    train_loss = evaluate(model, train_split, train_windows, machine, stop)
+                    found = evaluate(model, val_split, val_windows, machine, stop)
+                    if found is None:
+                        break
+                    val_loss = found
+                    bits = val_loss / math.log(2) * len(val_split) / meta["val_characters"]
+                    say(
+                        f"step {i}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, "
+                        f"{bits:.4f} bits a character"
+                    )
+                    if not math.isfinite(val_loss):
+                        raise FloatingPointError(
+                            f"the validation loss is {val_loss} at iteration {i}; {way_out}"
+                        )
+                    log(iter=i, train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
+                    if i and val_loss < best:
+                        save("ckpt.pt", iteration=i, train_loss=train_loss, val_loss=val_loss)
+                        best = val_loss
+                    if i > start:  # before, there is nothing to lose
+                        save_last(i)
+                    saved_at = time.perf_counter()
+                    # without matplotlib, that is said once, at the end
+                    if saved_at - drawn_at > 60 and importlib.util.find_spec("matplotlib"):
+                        show_losses()
+                        drawn_at = time.perf_counter()
             if settings.sample_interval and i and i % settings.sample_interval == 0 and rank == 0:
-                paused_at = time.perf_counter()
-                show_sample(i)
-                line_at += time.perf_counter() - paused_at
+                with paused():
+                    show_sample(i)
 
             # one update; what is dropped follows from (seed, iteration, rank) alone
             lr = learning_rate_at(settings, i)
@@ -433,23 +472,23 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
                 mfu = flops_per_iter / per_iter / (peak * world)
                 speed = tokens_per_iter / per_iter
                 left = duration((settings.max_iters + 1 - i) * per_iter)
+                log(
+                    iter=i - 1, loss=mean_loss, time_ms=per_iter * 1000, mfu=mfu, tokens_per_s=speed, lr=lr
+                )  # fmt: skip
                 say(
                     f"iter {i - 1}: loss {mean_loss:.4f}, time {per_iter * 1000:.2f}ms, "
                     f"mfu {mfu * 100:.2f}%, {speed:,.0f} tokens/s, {left} left"
                 )
                 if not math.isfinite(mean_loss):
                     raise FloatingPointError(f"the loss is {mean_loss} at iteration {i - 1}; {way_out}")
-                log(
-                    iter=i - 1, loss=mean_loss, time_ms=per_iter * 1000, mfu=mfu, tokens_per_s=speed, lr=lr
-                )  # fmt: skip
             if live and per_iter and (now := time.perf_counter()) - shown_at > 0.2:  # gone with the next line
                 left = duration((settings.max_iters + 1 - i) * per_iter)
                 print(f"\r\x1b[K{i:,} of {settings.max_iters:,}, {left} left", end="", flush=True)
                 shown_at = now
-            if (now := time.perf_counter()) - saved_at > settings.save_minutes * 60:
-                save_last(i)
+            if time.perf_counter() - saved_at > settings.save_minutes * 60:
+                with paused():
+                    save_last(i)
                 saved_at = time.perf_counter()
-                line_at += saved_at - now
             if world == 1 or line or device.type == "cpu":
                 ended = machine.any(stop)  # a signal to one process ends all, after the same iteration
         save_last(i)

@@ -1,8 +1,13 @@
+import functools
+import importlib
 import json
+import re
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
+from conftest import play
 
 import bench
 
@@ -52,6 +57,30 @@ def test_iteration_times_are_read_from_the_log_lines_of_both_projects():
 def test_a_program_that_fails_is_named_with_its_last_words(tmp_path):
     with pytest.raises(OSError, match=r"-c import sys.* failed: no luck"):
         bench.python(tmp_path, "-c", "import sys; print('well', flush=True); sys.exit('no luck')")
+
+
+def test_unknown_words_and_copied_stretches_are_counted(train, monkeypatch):
+    train(max_iters=1, eval_interval=1)
+    learnt = play()[:27_175]  # the training split
+    at = learnt.index("\n\nLUCIO:\n", 1000) + 2
+    said = learnt[at : at + 60] + "# zzz end\n---------------\n"
+    lines = [(0, line) for line in said.splitlines(keepends=True)]
+    monkeypatch.setattr(bench, "python", lambda *_: bench.Run(1.0, lines, 0))
+    found = defaultdict(list)
+    bench.bench_text(found, None, None, bench.Settings())
+    words = re.findall("[A-Za-z]+", learnt[at : at + 60])
+    assert found["unknown_words_percent"] == pytest.approx(
+        [100 / (len(words) + 1)]
+    )  # zzz; the last is not read
+    windows = len(said.removesuffix("\n---------------\n")) - 49
+    assert found["copied_percent"] == pytest.approx([100 * 11 / windows])
+
+
+def test_what_bench_takes_away_is_there():
+    for undo in bench.CHANGES.values():
+        for target in re.findall(r"([a-z_]\w*(?:\.\w+)+) = ", undo):
+            module, *names = target.split(".")
+            functools.reduce(getattr, names, importlib.import_module(module))
 
 
 @pytest.mark.parametrize("argv, words", [

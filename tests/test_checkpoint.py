@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import stat
 import zipfile
 from dataclasses import dataclass
 
@@ -68,6 +69,20 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypatc
             with pytest.raises(OSError, match="No space left"):
                 checkpoint.save(path, state(val_loss=1.0))
         assert path.read_bytes() == before and os.listdir(path.parent) == ["ckpt.pt"]
+
+
+def test_the_whole_file_is_on_disk_before_the_rename_and_the_folder_after(path, monkeypatch):
+    done, fsync, rename = [], os.fsync, os.replace
+
+    def watched(fd):
+        status = os.fstat(fd)
+        done.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("renamed"), rename(*names)))
+    checkpoint.save(path, state())
+    assert done == [path.stat().st_size, "renamed", "folder"]
 
 
 def test_a_file_cut_short_anywhere_is_refused(path, thorough, figures):

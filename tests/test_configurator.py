@@ -150,6 +150,36 @@ def test_a_full_disk_behind_the_output_gets_one_line_and_status_1(main):
     assert done.returncode == 1 and done.stderr == "-c: No space left on device\n"
 
 
+OURS = Path(train_drama.__file__)  # stands for any file of the project
+
+
+@pytest.mark.parametrize("error, file, status, message", [
+    ("ValueError('give another')", OURS, 2, "give another"),
+    ("ValueError('strange')", "elsewhere/lib.py", 1, "ValueError at lib.py:1: strange"),
+    ("MemoryError('lower it')", OURS, 1, "lower it"),
+    ("FloatingPointError('no number')", OURS, 1, "no number"),
+    ("KeyError('x')", OURS, 1, f"KeyError at {OURS.name}:1: 'x'"),
+])  # fmt: skip
+def test_what_was_asked_wrongly_is_told_from_what_failed(capsys, error, file, status, message):
+    def main():
+        exec(compile(f"raise {error}", file, "exec"))
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == status and capsys.readouterr().err.partition(": ")[2] == message + "\n"
+
+
+def test_a_missing_package_is_said_to_be_installed_with_pip():
+    code = "import configurator, no_such_package"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "no_such_package" in done.stderr and "pip install -r requirements.txt" in done.stderr
+
+
 def test_every_config_file_of_the_project_can_be_used():
     configs = sorted((prepare.DATA.parent / "config").glob("*.py"))
     assert configs

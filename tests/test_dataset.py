@@ -1,4 +1,6 @@
+import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prepare
-from dataset import draw_batches, fixed_windows, load_data
+from dataset import EVAL_LOGITS, draw_batches, evaluate, fixed_windows, load_data, windows_per_batch
+from generation import generate
 from machine import Machine
+from model import GPT, GPTConfig
 from train_drama import Settings
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 
 
-@given(st.integers(34, 5000), st.integers(1, 32))
+@given(st.integers(33, 5000), st.integers(1, 32))
 def test_evaluation_windows_predict_every_token_but_the_first_once(n_tokens, block_size):
     seen = np.zeros(n_tokens, dtype=int)
-    for starts, length in fixed_windows(n_tokens, block_size):
+    for starts, length in fixed_windows(n_tokens, block_size, 64):
         for start in starts.tolist():
             seen[start + 1 : start + length + 1] += 1
             assert start + length < n_tokens and length <= block_size
@@ -26,13 +30,35 @@ def test_evaluation_windows_predict_every_token_but_the_first_once(n_tokens, blo
 
 @given(st.integers(100, 100_000), st.integers(1, 32), st.integers(1, 50))
 def test_limited_windows_are_as_many_as_asked_for_and_spread_out(n_tokens, block_size, limit):
-    batches = fixed_windows(n_tokens, block_size, limit)
+    batches = fixed_windows(n_tokens, block_size, 64, limit)
     starts = torch.cat([s for s, _ in batches]).tolist()
     whole = (n_tokens - 1) // block_size
     if whole > limit:
         assert len(set(starts)) == limit and starts == sorted(starts)
         assert limit == 1 or starts[-1] >= n_tokens - 1 - 2 * block_size
     assert max(starts) < n_tokens - 1
+
+
+def test_evaluation_reads_less_at_a_time_where_each_token_has_many_logits():
+    for vocab_size, windows in {64: 64, 50_257: 5}.items():
+        sizes = [len(starts) for starts, length in fixed_windows(100_000, 256, vocab_size) if length == 256]
+        assert max(sizes) == windows_per_batch(256, vocab_size) == windows
+        assert windows * 256 * vocab_size <= EVAL_LOGITS
+    assert windows_per_batch(1024, 65_536) == 1
+
+
+def test_limited_windows_reach_the_end_of_a_very_long_text():
+    starts = torch.cat([s for s, _ in fixed_windows(2**24 + 5, 1, 64, limit=2**24 + 1)])
+    assert starts[0] == 0 and starts[-1] == 2**24 + 3 and (starts.diff() > 0).all()  # float32 skips some
+
+
+def test_no_graph_is_kept_while_evaluating_or_writing(corpus):
+    _, val, meta = load_data("drama", 32, CPU)
+    gpt, graphs = GPT(GPTConfig(32, meta["tokenizer"].vocab_size, n_layer=1, n_head=1, n_embd=8)), []
+    gpt.register_forward_pre_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
+    evaluate(gpt, val, fixed_windows(len(val), 32, val.vocab_size), CPU)
+    generate(gpt, torch.zeros(1, 1, dtype=torch.long), 3)
+    assert len(graphs) > 3 and not any(graphs)
 
 
 def test_windows_are_the_text_and_what_follows(corpus):
@@ -68,6 +94,13 @@ def test_corruption_replaces_its_share_of_the_input_and_nothing_of_the_targets(c
     (x, y), (corrupted, targets) = (next(draw_batches(train, s, 5, CPU)) for s in (plain, corrupt))
     assert torch.equal(y, targets) and corrupted.max() < train.vocab_size
     assert (x != corrupted).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert corrupted[x != corrupted].unique().numel() > 20  # by any of the vocabulary
+    twice = Settings(batch_size=64, block_size=32, corruption=0.3, gradient_accumulation_steps=2)
+    masks = []
+    for i in (5, 6):
+        clean = draw_batches(train, replace(twice, corruption=0.0), i, CPU)
+        masks += [a != b for (a, _), (b, _) in zip(clean, draw_batches(train, twice, i, CPU), strict=True)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
     halves = [
         next(draw_batches(train, corrupt, 5, Machine(CPU.device, CPU.dtype, n, n, 2)))[0] for n in (0, 1)
     ]
@@ -145,7 +178,7 @@ def test_damaged_data_is_refused_in_one_line(corpus, call, harm, words):
 
 
 def test_data_that_is_too_short_or_not_there_is_refused_in_one_line(corpus, call):
-    for flag, words in {"--block_size=5000": "5,002", "--dataset=mine": "prepare.py --dataset=mine"}.items():
+    for flag, words in {"--block_size=5000": "5,001", "--dataset=mine": "prepare.py --dataset=mine"}.items():
         status, _, err = call("train_drama.py", flag)
         assert status == 2 and words in err and len(err.splitlines()) == 1
 

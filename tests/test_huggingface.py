@@ -51,6 +51,17 @@ def test_their_weights_give_their_logits_here(tmp_path, activation):
     torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, rtol=0, atol=1e-5)
 
 
+def test_a_hidden_layer_of_the_usual_width_may_be_written_out(tmp_path):
+    their_gpt2(tmp_path / "theirs")
+    for width, words in {128: "", 64: "holds no GPT-2"}.items():
+        change(tmp_path / "theirs", n_inner=width)
+        if words:
+            with pytest.raises(ValueError, match=words):
+                from_gpt2(str(tmp_path / "theirs"), 48, 0.0, FIFTY)
+        else:
+            assert from_gpt2(str(tmp_path / "theirs"), 48, 0.0, FIFTY).config.n_embd == 32
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias):

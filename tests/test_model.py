@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, CausalSelfAttention, Dropout, GPTConfig, random_stream
 
@@ -178,8 +179,37 @@ def test_dropout_is_on_embeddings_attention_and_residuals_and_passes_gradients()
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
     idx = tokens(2, 16)
-    assert not torch.equal(gpt.train()(idx)[0], gpt(idx)[0])
     assert torch.equal(gpt.eval()(idx)[0], gpt(idx)[0])
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_every_dropout_drops_by_itself_but_attention_s_in_a_modern_model(arch):
+    gpt, idx = model(arch=arch, dropout=0.5).train(), tokens(2, 16)
+    places = {name: (m, m.p) for name, m in gpt.named_modules() if isinstance(m, Dropout)}
+    for place, _ in places.values():
+        place.p = 0.0
+    for name, (place, p) in places.items():
+        place.p = p
+        drops = not torch.equal(gpt(idx)[0], gpt(idx)[0])
+        assert drops == (arch == "gpt2" or "attn_dropout" not in name), name
+        place.p = 0.0
+
+
+def test_fused_attention_drops_in_training_alone():
+    layer = CausalSelfAttention(GPTConfig(**{**TINY.__dict__, "dropout": 0.5}), 0).eval()
+    q, k, v = torch.randn(3, 3, 2, 5, 8)
+    torch.testing.assert_close(layer.attend(q, k, v), layer.attend_cpu(q, k, v))
+    assert not torch.equal(layer.train().attend(q, k, v), layer.attend(q, k, v))
+
+
+@pytest.mark.parametrize("arch, n_ensemble", [("gpt2", 1), ("modern", 1), ("gpt2", 2), ("modern", 3)])
+def test_flops_are_those_that_pytorch_counts(arch, n_ensemble):
+    shape = dict(n_layer=2, n_head=2, n_embd=64, arch=arch, n_ensemble=n_ensemble)
+    gpt = GPT(GPTConfig(block_size=64, vocab_size=50, dropout=0.0, **shape)).train()
+    idx = torch.zeros(2, 64, dtype=torch.long)
+    with FlopCounterMode(display=False) as counted:
+        gpt(idx, idx)[1].backward()
+    assert gpt.flops_per_token() == pytest.approx(counted.get_total_flops() / idx.numel(), rel=0.02)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])

@@ -53,11 +53,12 @@ def test_the_learning_rate_rises_falls_and_stays():
 @pytest.mark.parametrize("arch, optimizer", [("gpt2", "adamw"), ("gpt2", "muon"), ("modern", "muon")])
 def test_only_matrices_decay_and_muon_takes_those_of_the_blocks(arch, optimizer):
     settings = Settings(
-        bias=True, weight_decay=0.3, arch=arch, optimizer=optimizer,
+        bias=True, weight_decay=0.3, beta1=0.7, beta2=0.8, arch=arch, optimizer=optimizer,
         **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")},
     )  # fmt: skip
     model = GPT(settings.model_config(9))
     optimizers = make_optimizers(model, settings, Machine(torch.device("cpu"), torch.float32))
+    assert optimizers[0].defaults["betas"] == (0.7, 0.8)
     decay = {}
     for o in optimizers:
         decay |= {id(p): (type(o), g["weight_decay"]) for g in o.param_groups for p in g["params"]}

@@ -109,6 +109,22 @@ def test_two_that_prepare_the_same_text_at_once_do_not_get_in_each_other_s_way(c
     assert sorted(p.name for p in (folder / "data/drama").iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_one_that_dies_between_its_files_leaves_nothing_prepared(corpus, monkeypatch, n):
+    rename, renamed = os.replace, []
+
+    def dying(*names):
+        renamed.append(names)
+        if len(renamed) == n:
+            raise OSError(5, "dead")
+        rename(*names)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(OSError, match="dead"):
+        prepare.prepare(prepare.Settings(input="play.txt"))
+    assert not (corpus / "data/drama/meta.json").exists()
+
+
 @pytest.fixture
 def site():
     """A web site of one file: site.data is what it sends, site.promised how much it says that is."""
@@ -185,7 +201,7 @@ def test_any_text_read_in_pieces_of_any_size_is_the_same(folder, monkeypatch, te
 
 
 def test_speeches_leave_out_directions_and_headings():
-    found = list(prepare.speeches(MARKDOWN))
+    found = list(prepare.markdown_speeches(MARKDOWN))
     assert found == [
         ("LUCIO", ["Good day, my  lord.", "It is 't--so?", "Speak on."]),
         ("ISABELLA", ["No."]),

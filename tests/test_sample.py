@@ -55,6 +55,29 @@ def test_temperature_zero_is_greedy(call, trained):
     assert a == tok.decode(generate(model.eval(), ids, 40, temperature=0)[0].tolist())
 
 
+@pytest.mark.parametrize("flag", ["--top_k=1", "--top_p=1e-9"])
+def test_where_one_token_alone_takes_part_it_is_the_likeliest(call, trained, flag):
+    how = ("--num_samples=1", "--max_new_tokens=40", "--dtype=float32", "--start=LUCIO:")
+    greedy = call("sample.py", *how, "--temperature=0")
+    assert call("sample.py", *how, "--temperature=2", flag) == greedy
+    assert call("sample.py", *how, "--temperature=2") != greedy
+
+
+def test_turns_that_do_not_end_are_given_up_with_a_note(call, trained, monkeypatch):
+    monkeypatch.setattr("sample.LONGEST_SPEECH", 5)
+    status, out, err = call("sample.py", "--turns=2", "--start=LUCIO:", "--num_samples=1")
+    assert status == 0 and len(texts(out)[0]) == len("LUCIO:") + 10
+    assert "wrote on for 10 tokens" in err and err.count("\n") == 1
+
+
+def test_a_cast_ends_with_no_part_of_a_name(call, trained):
+    for length in range(100, 130):
+        flags = ("--cast=LUCIO,ISABELLA", f"--max_new_tokens={length}", "--num_samples=3")
+        for text in texts(call("sample.py", *flags)[1]):
+            ending = text.rpartition("\n\n")[2]
+            assert ending.partition("\n")[0] in ("LUCIO:", "ISABELLA:")
+
+
 def test_prompts_come_from_the_line_a_file_or_a_newline(folder):
     (folder / "p.txt").write_bytes("\ufeffLUCIO:\r\nGood 夜".encode())
     (folder / "empty.txt").write_text("")

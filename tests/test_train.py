@@ -49,7 +49,7 @@ def losses(out_dir):
 def test_a_training_learns_and_writes_its_three_files(train, corpus):
     result = train(out_dir="m", max_iters=60, lr_decay_iters=60)
     assert result["iteration"] == 61 and result["signal"] == 0
-    assert result["best_val_loss"] < 3.0 < math.log(31)  # it has learnt more than how often each letter comes
+    assert result["best_val_loss"] < 2.5  # 3.22 is how often each letter comes
     assert sorted(os.listdir("m")) == [".lock", "ckpt.pt", "last.pt", "log.csv", "loss.png"]
     best = checkpoint.load("m/ckpt.pt")
     assert best["val_loss"] == result["best_val_loss"] and best["settings"]["n_embd"] == 32
@@ -115,16 +115,16 @@ def test_wandb_gets_what_the_log_gets_and_a_continued_run_is_the_same_there(trai
     def watched(**how):
         run = init(**how)
         log = run.log
-        monkeypatch.setattr(run, "log", lambda row: (sent.append((run.id, row)), log(row)))
+        monkeypatch.setattr(run, "log", lambda row, step: (sent.append((run.id, step, row)), log(row, step)))
         return run
 
     monkeypatch.setattr(wandb, "init", watched)
     train(out_dir="m", wandb=True, max_iters=12)
     train(out_dir="m", wandb=True)
-    assert len({run for run, _ in sent}) == 1
+    assert len({run for run, _, _ in sent}) == 1
     with open("m/log.csv", newline="", encoding="utf-8") as f:
         logged = {int(r["iter"]): float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]}
-    assert {row["iter"]: row["val_loss"] for _, row in sent if "val_loss" in row} == pytest.approx(logged)
+    assert {step: row["val_loss"] for _, step, row in sent if "val_loss" in row} == pytest.approx(logged)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "matplotlib"])
@@ -165,16 +165,8 @@ def test_the_validation_loss_is_the_mean_over_the_whole_split(train, corpus):
         total += F.cross_entropy(logits[0], tokens[at + 1 : at + 1 + len(x)], reduction="sum").item()
     assert state["val_loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-6)
     model.train()  # and dropout has no part in it
-    windows = train_drama.fixed_windows(len(val), 32)
+    windows = train_drama.fixed_windows(len(val), 32, 64)
     assert evaluate(model, val, windows, machine) == state["val_loss"] and model.training
-
-
-def test_the_best_model_is_kept_when_the_loss_rises_again(train):
-    result = train(out_dir="m", max_iters=150, lr_decay_iters=150, dropout=0.0, n_embd=64, eval_interval=10)
-    best = checkpoint.load("m/ckpt.pt")
-    by_iteration = {int(r["iter"]): float(r["val_loss"]) for r in rows("m") if r["val_loss"]}
-    assert best["val_loss"] == min(by_iteration.values()) == result["best_val_loss"]
-    assert best["iteration"] == min(by_iteration, key=by_iteration.get)
 
 
 @pytest.mark.parametrize("dtype, arch, optimizer", [
@@ -342,11 +334,13 @@ def test_a_damaged_last_pt_is_refused_and_left_alone(call, corpus):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(call, corpus):
-    settings = flags(**{**SMALL, **SHORT, "learning_rate": 1e30, "warmup_iters": 0}, out_dir="m", grad_clip=0)
-    status, _, err = call("train_drama.py", *settings)
-    assert status == 1 and len(err.splitlines()) == 1
-    assert "at iteration 5" in err and "lower --learning_rate" in err
-    assert all(p.isfinite().all() for p in weights("m").values())
+    settings = {**SMALL, **SHORT, "learning_rate": 1e30, "min_lr": 0, "warmup_iters": 0, "eval_interval": 1}
+    status, _, err = call("train_drama.py", *flags(**settings, out_dir="m", grad_clip=0))
+    assert status == 1 and err.startswith(
+        "train_drama.py: the validation loss is nan at iteration 1; start over"
+    )
+    assert len(err.splitlines()) == 1 and "lower --learning_rate and --init_from=scratch" in err
+    assert not os.path.exists("m/last.pt")  # nothing good was there to save
 
 
 @pytest.mark.parametrize("finds, saved", [
@@ -416,12 +410,6 @@ def test_when_float16_overflows_for_one_optimizer_none_takes_a_step(train, monke
     assert steps[0]["step"] == 6  # of 7 iterations
 
 
-def test_a_bounded_evaluation_sees_the_same_windows_each_time(train):
-    a = train(out_dir="a", eval_iters=1, block_size=8, batch_size=4)
-    b = train(out_dir="b", eval_iters=1, block_size=8, batch_size=4, log_interval=1)
-    assert a["val_loss"] == b["val_loss"]
-
-
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_train_as_one(train, corpus, processes):
     how = dict(dropout=0.0, dtype="float32", gradient_accumulation_steps=2)
@@ -477,12 +465,20 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(tra
 
 
 @pytest.mark.parametrize("arch, optimizer", [("gpt2", "adamw"), ("modern", "muon")])
-def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys, arch, optimizer):
-    how = dict(dropout=0.0, dtype="float32", max_iters=3, arch=arch, optimizer=optimizer)
+def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys, monkeypatch, arch, optimizer):
+    how = dict(corruption=0.1, dropout=0.0, dtype="float32", max_iters=3, arch=arch, optimizer=optimizer)
     plain = train(out_dir="plain", **how)
+    runs, real = [], torch.compile
+
+    def watched(model):
+        faster = real(model)
+        return lambda *batch: runs.append(batch[0].stride()) or faster(*batch)
+
+    monkeypatch.setattr(torch, "compile", watched)
     result = train(out_dir="compiled", compile=True, **how)
     out = capsys.readouterr().out
-    assert "compiling" in out
+    assert "compiling" in out and ("does not work" in out or len(runs) == 1 + 4)
+    assert len(set(runs)) == 1  # laid out the same from the first on, or it would be compiled again
     assert result["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)
 
 
@@ -503,6 +499,7 @@ def test_a_machine_that_cannot_compile_trains_without(train, capsys, monkeypatch
     (dict(init_from="gpt5"), "init_from='gpt5'"), (dict(dtype="int8"), "dtype='int8'"),
     (dict(device="cuda:99"), "--device=auto"), (dict(device="toaster"), "--device=auto"),
     (dict(device="meta"), "none of cuda, mps, cpu"), (dict(learning_rate=-1), "learning_rate"),
+    (dict(learning_rate=5e-5), "--min_lr=5e-06"),
     (dict(log_interval=0), "log_interval"), (dict(seed=-1), "seed"), (dict(block_size=0), "block_size"),
     (dict(bach_size=1), "did you mean batch_size?"),
 ])  # fmt: skip
