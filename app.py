@@ -5,6 +5,9 @@
 All who open it share the models in memory; each writing has its own text and its own cache.
 """
 
+from configurator import configure, one_line, run  # first: see starting() there
+
+# isort: split
 import contextlib
 import os
 import secrets
@@ -17,7 +20,6 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import configure, one_line, run
 from generation import pack, stream
 from huggingface import optional
 from machine import DTYPES, find_device, find_dtype

@@ -10,6 +10,9 @@ of all rounds. Prints a table, with what the machine's own limits would allow, a
 line of JSON. Nothing else should be running.
 """
 
+from configurator import configure, run  # first: see starting() there
+
+# isort: split
 import itertools
 import json
 import os
@@ -30,7 +33,6 @@ import torch
 
 import checkpoint
 import prepare
-from configurator import configure, run
 from dataset import fixed_windows, load_data
 from machine import find_device, find_dtype, peak_flops, training_machine
 from model import GPT

@@ -148,7 +148,7 @@ def terminate(signum, frame):
 def starting(program: str):
     """Make Ctrl-C while a program of ours imports torch end it at once, and a missing package one line.
 
-    Python's own way, an exception, is a traceback there, or lost: C code of torch's drops what is raised in it.
+    Python's own way, an exception, is a traceback there, is lost, or aborts: torch's C++ code expects none.
     """
     if os.path.dirname(os.path.abspath(program)) != os.path.dirname(os.path.abspath(__file__)):
         return  # imported by another: a test, a notebook

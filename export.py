@@ -7,6 +7,9 @@ The text written there is this project's in float32, up to block_size tokens; wh
 Either needs a few packages (safetensors and tokenizers, or onnxscript and tokenizers), and says so.
 """
 
+from configurator import configure, files, run  # first: see starting() there
+
+# isort: split
 import contextlib
 import io
 import json
@@ -20,7 +23,6 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import configure, files, run
 from generation import generate
 from huggingface import OWN_WEIGHTS, fast_tokenizer, optional, to_gpt2
 from model import GPT

@@ -4,6 +4,9 @@ python plot.py                                                 model/log.csv as 
 python plot.py model/a/log.csv model/b/log.csv --out=both.png  several runs side by side
 """
 
+from configurator import configure, files, run  # first: see starting() there
+
+# isort: split
 import csv
 import io
 import sys
@@ -11,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import write_atomically
-from configurator import configure, files, run
 
 
 @dataclass(frozen=True)

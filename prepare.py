@@ -8,6 +8,9 @@
 train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
 """
 
+from configurator import configure, run  # first: see starting() there
+
+# isort: split
 import contextlib
 import hashlib
 import http.client
@@ -27,7 +30,6 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import configure, run
 from tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
 
 DATA = Path(__file__).parent / "data"

@@ -5,7 +5,7 @@ python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=0.7
 python sample.py --cast="LUCIO,ISABELLA" --turns=8 --num_samples=1 --format=fountain
 """
 
-from configurator import configure, run  # first: from here on Ctrl-C is no traceback
+from configurator import configure, run  # first: see starting() there
 
 # isort: split
 import codecs

@@ -8,7 +8,7 @@
 The same command run again continues where the run was stopped.
 """
 
-from configurator import configure, one_line, run  # first: from here on Ctrl-C is no traceback
+from configurator import configure, one_line, run  # first: see starting() there
 
 # isort: split
 import contextlib

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import prepare
 import sample
 import train_drama
-from configurator import SettingsError, configure, help_text
+from configurator import SettingsError, configure, help_text, run
 
 
 @dataclass(frozen=True)
