@@ -139,10 +139,22 @@ def clone(tmp_path_factory):
     return place
 
 
+STARTED = []
+
+
 def start(place, *command, **how):
-    """Start a program in a folder, its output captured as text."""
+    """Start a program in a folder, its output captured as text. It ends with the test."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=place, **{**pipes, **how})
+    STARTED.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=place, **{**pipes, **how}))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on_behind_a_test():
+    shared = len(STARTED)  # with others of its file
+    yield
+    while len(STARTED) > shared:
+        STARTED.pop().kill()
 
 
 def flags(**settings) -> list[str]:

@@ -114,9 +114,9 @@ print(json.dumps(figures))
 
 
 def test_runs_killed_at_random_moments_go_on_to_the_unbroken_run_s_files(corpus, thorough, figures):
-    settings = {**SMALL, "max_iters": 100, "lr_decay_iters": 100, "eval_interval": 25, "save_minutes": 0}
+    settings = {**SMALL, "max_iters": 60, "lr_decay_iters": 60, "eval_interval": 15, "save_minutes": 0}
     settings |= {"device": "cpu", "dtype": "float32"}  # most of its time goes into saving
-    trials = 100 if thorough else 10
+    trials = 100 if thorough else 8
     process = start(
         corpus, "-c", KILL, trials, json.dumps(settings),
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -245,14 +245,14 @@ def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
     settings = {
         **SMALL,
         **SHORT,
-        "max_iters": 400,
-        "lr_decay_iters": 400,
+        "max_iters": 200,
+        "lr_decay_iters": 200,
         "save_minutes": 0,
         "log_interval": 1,
     }
     train(**{**settings, "out_dir": "whole"})
     kills = 0
-    for wait in (0, 0.3, 0.8):
+    for wait in (0, 0.2, 0.5):
         process = training(corpus, **settings, out_dir="killed")
         before = saved_iteration()
         while process.poll() is None and saved_iteration() <= before:
@@ -466,7 +466,8 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_iteration(tra
 
 @pytest.mark.parametrize("arch, optimizer", [("gpt2", "adamw"), ("modern", "muon")])
 def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys, monkeypatch, arch, optimizer):
-    how = dict(corruption=0.1, dropout=0.0, dtype="float32", max_iters=3, arch=arch, optimizer=optimizer)
+    how = dict(corruption=0.1, dropout=0.0, dtype="float32", max_iters=3, n_layer=1)
+    how |= dict(arch=arch, optimizer=optimizer)
     plain = train(out_dir="plain", **how)
     runs, real = [], torch.compile
 
