@@ -146,15 +146,20 @@ def terminate(signum, frame):
 
 
 def starting(program: str):
-    """Make Ctrl-C while a program of ours imports torch end it at once, and a missing package one line.
+    """Ctrl-C ends a program of this folder at once while torch is imported; a missing package is one line.
 
     Python's own way, an exception, is a traceback there, is lost, or aborts: torch's C++ code expects none.
     """
-    if os.path.dirname(os.path.abspath(program)) != os.path.dirname(os.path.abspath(__file__)):
+    if not os.path.isfile(program) or not ours(program):
         return  # imported by another: a test, a notebook
     sys.excepthook = without_package
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as under nohup
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def ours(file: str) -> bool:
+    """Whether a file is of this folder."""
+    return os.path.dirname(os.path.realpath(file)) == os.path.dirname(os.path.realpath(__file__))
 
 
 def without_package(kind, error, traceback):
@@ -202,10 +207,9 @@ def run(main):
         while where.tb_next:
             where = where.tb_next
         file = where.tb_frame.f_code.co_filename
-        ours = os.path.dirname(os.path.abspath(file)) == os.path.dirname(os.path.abspath(__file__))
-        status = 2 if ours and isinstance(e, ValueError) else 1
+        status = 2 if ours(file) and isinstance(e, ValueError) else 1
         message = one_line(e) or "no more is known"
-        if not (ours and isinstance(e, (ValueError, FloatingPointError, MemoryError))):
+        if not (ours(file) and isinstance(e, (ValueError, FloatingPointError, MemoryError))):
             message = f"{type(e).__name__} at {os.path.basename(file)}:{where.tb_lineno}: {message}"
         print(f"{program}: {message}", file=sys.stderr)
     try:

@@ -181,7 +181,8 @@ def peak_flops(machine: Machine) -> tuple[float, str]:
 
 class Stop:
     """True once SIGINT, SIGTERM or SIGHUP (the terminal was closed) has come, so that the loop can finish its
-    iteration and save. A second signal ends the program at once. nohup's wish to hear no SIGHUP is kept.
+    iteration and save. A second signal ends the program at once, but for SIGHUP, which comes twice by itself.
+    What is ignored, as by nohup, stays ignored.
     """
 
     def __init__(self):
@@ -194,13 +195,14 @@ class Stop:
     def __enter__(self):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)  # Windows has no SIGHUP
-            if signum and (name != "SIGHUP" or signal.getsignal(signum) != signal.SIG_IGN):
+            if signum and signal.getsignal(signum) != signal.SIG_IGN:
                 self.before[signum] = signal.signal(signum, self.catch)
         return self
 
     def catch(self, signum, frame):
         self.signum = signum
-        self.restore()
+        if signum != getattr(signal, "SIGHUP", None):
+            self.restore()
 
     def restore(self):
         for signum, handler in self.before.items():

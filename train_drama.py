@@ -17,6 +17,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -142,12 +143,17 @@ def compiled(model: GPT, settings: Settings, machine: Machine, batch, say):
             faster(*batch)[1].backward()
         model.zero_grad(set_to_none=True)
         return faster
-    except torch.OutOfMemoryError:
-        raise
     except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
+        if out_of_memory(e):
+            raise
         say(f"torch.compile does not work here ({one_line(e)[:120] or type(e).__name__}); going on without")
         model.zero_grad(set_to_none=True)
         return model
+
+
+def out_of_memory(e: Exception) -> bool:
+    """CUDA has a class for it; MPS, and the CPU on Linux and on Windows, have their words."""
+    return bool(re.search("out of memory|allocate memory|not enough memory", str(e)))
 
 
 # ---------------------------------------------------------------------------- where a run stands
@@ -244,10 +250,10 @@ def train(settings: Settings) -> dict:
         with checkpoint.lock(out) if machine.rank == 0 else contextlib.nullcontext():
             return train_alone(settings, machine, data, out)
     except RuntimeError as e:
-        if isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+        if out_of_memory(e):
             raise MemoryError(
                 "out of memory; lower --batch_size and raise --gradient_accumulation_steps by as much, or "
-                "give a smaller --n_embd or --block_size"
+                "give a smaller --n_embd or --block_size; with another --out_dir if this run was saved before"
             ) from None
         raise
 
@@ -387,11 +393,12 @@ def train_alone(settings: Settings, machine: Machine, data: tuple, out: Path) ->
 
     def leave(kind, error, traceback):
         """However the loop ends: a disk that fails, or nobody left to read what it says, loses nothing."""
-        with contextlib.suppress(OSError):
-            if live:
-                print("\r\x1b[K", end="", flush=True)
-            if kind and issubclass(kind, OSError) and i > start:
+        if kind and issubclass(kind, OSError) and i > start:
+            with contextlib.suppress(OSError):
                 save_last(i)
+        if live:
+            with contextlib.suppress(OSError):
+                print("\r\x1b[K", end="", flush=True)
 
     again = "--init_from=scratch" if settings.init_from in OWN_WEIGHTS else "another --out_dir"
     way_out = f"start over with a lower --learning_rate and {again}; what was saved is kept"

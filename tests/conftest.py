@@ -154,7 +154,14 @@ def _nothing_goes_on_behind_a_test():
     shared = len(STARTED)  # with others of its file
     yield
     while len(STARTED) > shared:
-        STARTED.pop().kill()
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its processes then
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
 
 
 def flags(**settings) -> list[str]:

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -174,11 +175,15 @@ def test_what_was_asked_wrongly_is_told_from_what_failed(capsys, error, file, st
     assert ended.value.code == status and capsys.readouterr().err.partition(": ")[2] == message + "\n"
 
 
-def test_a_missing_package_is_said_to_be_installed_with_pip():
-    code = "import configurator, no_such_package"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "no_such_package" in done.stderr and "pip install -r requirements.txt" in done.stderr
+@pytest.mark.parametrize(
+    "program", ["app.py", "bench.py", "export.py", "plot.py", "sample.py", "train_drama.py"]
+)
+def test_a_missing_package_is_said_to_be_installed_with_pip(tmp_path, program):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    how = dict(env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / program], **how)
+    words = f"{program}: No module named 'torch'; run pip install -r requirements.txt\n"
+    assert (done.returncode, done.stderr) == (1, words)
 
 
 def test_every_config_file_of_the_project_can_be_used():

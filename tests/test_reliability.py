@@ -89,6 +89,7 @@ def found(out_dir):
     rows = list(csv.DictReader(open(f"{out_dir}/log.csv")))
     return [{**part, "settings": 0} for part in parts], [(r["iter"], r["loss"], r["val_loss"]) for r in rows]
 
+finish("warm")  # the first takes longer
 seconds = finish("whole")
 whole = found("whole")
 figures = dict(trials=trials, killed=0, inside_a_save=0, damaged=0, different=0)
@@ -114,7 +115,14 @@ print(json.dumps(figures))
 
 
 def test_runs_killed_at_random_moments_go_on_to_the_unbroken_run_s_files(corpus, thorough, figures):
-    settings = {**SMALL, "max_iters": 60, "lr_decay_iters": 60, "eval_interval": 15, "save_minutes": 0}
+    length = 100 if thorough else 60
+    settings = {
+        **SMALL,
+        "max_iters": length,
+        "lr_decay_iters": length,
+        "eval_interval": 15,
+        "save_minutes": 0,
+    }
     settings |= {"device": "cpu", "dtype": "float32"}  # most of its time goes into saving
     trials = 100 if thorough else 8
     process = start(

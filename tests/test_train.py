@@ -4,6 +4,7 @@ import math
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -478,7 +479,7 @@ def test_compiling_changes_nothing_or_is_given_up_in_one_line(train, capsys, mon
     monkeypatch.setattr(torch, "compile", watched)
     result = train(out_dir="compiled", compile=True, **how)
     out = capsys.readouterr().out
-    assert "compiling" in out and ("does not work" in out or len(runs) == 1 + 4)
+    assert "compiling" in out and (len(runs) == 1 + 4 if shutil.which("g++") else "does not work" in out)
     assert len(set(runs)) == 1  # laid out the same from the first on, or it would be compiled again
     assert result["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)
 
