@@ -5,36 +5,25 @@ positions, pre-norm blocks, GELU, one matrix for token embedding and output head
 same text in fewer iterations: embeddings of the last four tokens at every position, which every block sees
 anew, rotary positions, normalised queries and keys, squared ReLU, norms without weights, an output head of
 its own, that and the residual projections zero at the start, and dropout everywhere but on attention.
-With n_ensemble above 1, so many stacks of blocks stand side by side between the same embeddings and head:
-each learns to predict by itself, and what is predicted is their mean.
-Pure tensors: nothing here reads a file or prints.
+With n_ensemble above 1, that many stacks of blocks stand side by side between the same embeddings and head:
+each learns to predict by itself, and their predictions are averaged.
+Pure tensors: nothing here reads a file, prints, or imports another file of this project.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
 """
 
-import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 
-def seed_at(*address) -> int:
-    """A 63-bit seed that follows from an address such as (seed, "batch", iteration) alone."""
-    digest = hashlib.sha256(repr(address).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def random_stream(*address) -> torch.Generator:
-    """A CPU generator seeded at an address: what it draws can be drawn again at any time."""
-    return torch.Generator().manual_seed(seed_at(*address))
-
-
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model. Raises ValueError, in one line, for a shape that cannot be built."""
+    """The shape of a model. Raises ValueError, with one line, for a shape that cannot be built."""
 
     block_size: int = 256
     vocab_size: int = 65
@@ -44,52 +33,34 @@ class GPTConfig:
     n_embd: int = 384
     dropout: float = 0.2
     bias: bool = False  # biases in Linear and LayerNorm, as GPT-2 has them; none is a bit better and faster
-    arch: str = "gpt2"  # or modern
-    gelu: str = "none"  # exact; or tanh, the approximation that OpenAI's weights were trained with
+    arch: Literal["gpt2", "modern"] = "gpt2"
+    gelu: Literal["none", "tanh"] = "none"  # exact, or the approximation that OpenAI trained GPT-2 with
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_ensemble", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name}={value!r} is not a whole number of at least 1")
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise ValueError(f"{field.name}={value!r} is none of {', '.join(get_args(field.type))}")
         if type(self.bias) is not bool:
             raise ValueError(f"bias={self.bias!r} is neither True nor False")
-        if self.arch not in ("gpt2", "modern"):
-            raise ValueError(f"arch={self.arch!r} is neither 'gpt2' nor 'modern'")
-        if self.gelu not in ("none", "tanh"):
-            raise ValueError(f"gelu={self.gelu!r} is neither 'none' nor 'tanh'")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not at least 0 and below 1")
         if self.n_embd % self.n_head:
             nearest = math.ceil(self.n_embd / self.n_head) * self.n_head
-            raise ValueError(
-                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; try n_embd={nearest}"
-            )
+            sizes = f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}"
+            raise ValueError(f"{sizes}; try n_embd={nearest}")
         if self.arch == "modern" and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"n_embd={self.n_embd} gives each of n_head={self.n_head} heads an odd size, which rotary "
-                f"positions cannot pair; try n_embd={self.n_embd + self.n_head}"
-            )
-
-
-PAST = 3  # tokens before its own that a position of a modern model starts from
-
-
-def rotate(x, turn):
-    """Turn pairs of channels of x (..., T, D) by their position's angle (Su et al., 2021, arXiv:2104.09864).
-
-    turn: the angles' cosines and sines, each (T, D / 2).
-    """
-    cos, sin = (part.to(x.dtype) for part in turn)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+            sizes = f"n_embd={self.n_embd} / n_head={self.n_head} is odd, which rotary positions cannot pair"
+            raise ValueError(f"{sizes}; try n_embd={self.n_embd + self.n_head}")
 
 
 class Dropout(nn.Dropout):
     """nn.Dropout, with cheaper masks on a CPU.
 
-    F.dropout draws one 32-bit number an element there, on one thread: half a training step.
-    A byte an element is enough: p is taken to the nearest 256th, from 1 to 255 of them.
+    F.dropout draws a 32-bit number for each element there, on one thread: half a training step.
+    A byte for each is enough: p is rounded to a 256th, from 1 to 255 of them.
     """
 
     def forward(self, x):
@@ -103,24 +74,38 @@ class Dropout(nn.Dropout):
         return x * mask.ge_(dropped).mul_(256 / (256 - dropped))
 
 
+def rotary_angles(positions, head_size: int):
+    """The cosines and sines, each (T, D / 2), that `rotate` takes for positions (T,)."""
+    half = head_size // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device) / half)  # radians per position
+    angles = positions[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, angles):
+    """Turn pairs of channels of x (..., T, D) by their position's angle (RoFormer, arXiv:2104.09864)."""
+    cos, sin = (part.to(x.dtype) for part in angles)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer, self.n_head = layer, config.n_head
+        self.rotary = config.arch == "modern"  # else positions are in x already, and dropout is here too
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v side by side
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.attn_dropout = Dropout(config.dropout if config.arch == "gpt2" else 0.0)
+        self.attn_dropout = Dropout(0.0 if self.rotary else config.dropout)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x, turn=None, cache=None):
+    def forward(self, x, angles=None, cache=None):
         B, T, C = x.shape
         D = C // self.n_head
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)
-        if turn is None:
-            q, k, v = qkv.unbind()  # each (B, H, T, D)
-        else:
-            v = qkv[2]  # normalised q and k cannot outgrow the softmax (Henry et al., 2020, arXiv:2010.04245)
-            q, k = rotate(F.layer_norm(qkv[:2], (D,)).to(v.dtype), turn).unbind()
+        q, k, v = qkv.unbind()  # each (B, H, T, D)
+        if self.rotary:  # q and k are normalised, to bound the softmax: Henry et al., 2020, arXiv:2010.04245
+            q, k = rotate(F.layer_norm(qkv[:2], (D,)).to(v.dtype), angles).unbind()
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, past + T, D)
             q = q.to(k.dtype)
@@ -160,19 +145,21 @@ class CausalSelfAttention(nn.Module):
         return torch.bmm(self.attn_dropout(scores.softmax(-1)), v).unflatten(0, (-1, self.n_head))
 
 
+def squared_relu(x):
+    """So et al., 2021, arXiv:2109.08668."""
+    return F.relu(x).square()
+
+
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.activation = squared_relu if config.arch == "modern" else nn.GELU(config.gelu)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
-        self.arch, self.gelu = config.arch, config.gelu
 
     def forward(self, x):
-        h = self.c_fc(x)
-        # squared ReLU: So et al., 2021, arXiv:2109.08668
-        h = F.gelu(h, approximate=self.gelu) if self.arch == "gpt2" else F.relu(h).square()
-        return self.dropout(self.c_proj(h))
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
 def norm(config: GPTConfig) -> nn.LayerNorm:
@@ -182,27 +169,30 @@ def norm(config: GPTConfig) -> nn.LayerNorm:
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
+        self.mix = None  # modern: how much of x and of the embeddings x0 goes in (modded-nanogpt's lambdas)
+        if config.arch == "modern":
+            self.mix = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.ln_1 = norm(config)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
-        self.mix = None  # how much of the stream and of the embeddings x0 goes in (modded-nanogpt's lambdas)
-        if config.arch == "modern":
-            self.mix = nn.Parameter(torch.tensor([1.0, 0.0]))
 
-    def forward(self, x, x0, turn=None, cache=None):
+    def forward(self, x, x0, angles=None, cache=None):
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * x0
-        x = x + self.attn(self.ln_1(x), turn, cache)
+        x = x + self.attn(self.ln_1(x), angles, cache)
         return x + self.mlp(self.ln_2(x))
+
+
+PAST = 3  # tokens before its own that a position of a modern model starts from
 
 
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         modern = config.arch == "modern"
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = None if modern else nn.Embedding(config.block_size, config.n_embd)
         # one row more than there are tokens, for where nothing comes before
         past = [nn.Embedding(config.vocab_size + 1, config.n_embd) for _ in range(PAST)] if modern else []
@@ -210,6 +200,7 @@ class GPT(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, n) for n in range(config.n_ensemble * config.n_layer))
         self.ln_f = norm(config)
+        # GPT-2's head is the token embedding (Press & Wolf, 2017, arXiv:1608.05859)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False) if modern else None
         for name, p in self.named_parameters():
             if name.endswith("bias") or (modern and name.endswith(("c_proj.weight", "lm_head.weight"))):
@@ -231,65 +222,56 @@ class GPT(nn.Module):
         multiplied += (c.n_ensemble - 1) * self.wte.weight.numel()  # the head, once for each member
         return 6 * multiplied + 12 * len(self.blocks) * c.n_embd * c.block_size
 
-    def embed(self, idx, cache=None):
-        """idx (B, T) -> (B, T, C): each token's embedding, in arch=modern with those of the PAST before it.
-
-        With a table for each distance that is a causal convolution over the text: the first block starts
-        from short stretches and need not find them by attention.
-        """
+    def embed(self, idx, positions, cache=None):
+        """idx (B, T), positions (T,) -> x (B, T, C) and the angles of rotary positions, or None."""
         x = self.wte(idx)
-        if self.wte_past:
-            B, T = idx.shape
-            before = idx.new_full((B, PAST), self.config.vocab_size) if cache is None else cache.before
-            text = torch.cat([before, idx], dim=1)  # (B, PAST + T)
-            for distance, table in enumerate(self.wte_past, start=1):
-                x = x + table(text[:, PAST - distance : PAST - distance + T])
-            if cache is not None:
-                cache.before.copy_(text[:, -PAST:])
-        return x
+        if self.wpe:
+            return x + self.wpe(positions), None
+        # A table for each of the PAST tokens before makes a causal convolution over the text: the first block
+        # starts from short stretches and need not find them by attention.
+        B, T = idx.shape
+        before = idx.new_full((B, PAST), self.config.vocab_size) if cache is None else cache.before
+        text = torch.cat([before, idx], dim=1)  # (B, PAST + T)
+        for distance, table in enumerate(self.wte_past, start=1):
+            x = x + table(text[:, PAST - distance : PAST - distance + T])
+        if cache is not None:
+            cache.before.copy_(text[:, -PAST:])
+        C = self.config.n_embd
+        return F.layer_norm(x, (C,)), rotary_angles(positions, C // self.config.n_head)
 
     def head(self, x):
-        """x (..., C) -> logits (..., V), in GPT-2 by the token embedding (Press & Wolf, arXiv:1608.05859)."""
-        return F.linear(x, (self.lm_head or self.wte).weight)
+        """x (..., C) -> logits (..., V)."""
+        return self.lm_head(x) if self.lm_head else F.linear(x, self.wte.weight)
 
     def forward(self, idx, targets=None, cache=None):
         """idx (B, T) token ids -> (logits, loss).
 
-        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats a token, a scalar. An
+        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats per token, a scalar. An
         ensemble in training mode: logits (n_ensemble, B, T, V) and the mean of its members' losses.
         Without: logits (B, 1, V) of the last position only, and None.
         With a cache (generation.KVCache), idx continues what the cache holds. Raises ValueError past
-        block_size, where one token at a time goes on with rotary positions.
+        block_size, where rotary positions go on with one token at a time.
         """
         past = 0 if cache is None else cache.length
         T, block_size = idx.size(1), self.config.block_size
         if past + T > block_size and (T > 1 or self.wpe):
             raise ValueError(f"{past + T} positions are more than block_size={block_size}")
-        pos = torch.arange(past, past + T, device=idx.device)
+        positions = torch.arange(past, past + T, device=idx.device)
         if cache is not None and cache.position is not None:
-            pos = cache.position
-        if self.wpe:
-            x, turn = self.embed(idx) + self.wpe(pos), None  # (B, T, C)
-        else:
-            x = F.layer_norm(self.embed(idx, cache), (self.config.n_embd,))
-            half = self.config.n_embd // self.config.n_head // 2
-            speed = 10000.0 ** (-torch.arange(half, device=idx.device) / half)  # radians a position
-            turn = (pos[:, None] * speed).cos(), (pos[:, None] * speed).sin()
+            positions = cache.position
+        x, angles = self.embed(idx, positions, cache)
         x = x0 = self.dropout(x)
         members = []
         for n, block in enumerate(self.blocks, start=1):
-            x = block(x, x0, turn, cache)
+            x = block(x, x0, angles, cache)
             if n % self.config.n_layer == 0:
                 members.append(self.ln_f(x))
                 x = x0
         if cache is not None:
             cache.length += T
-        if self.config.n_ensemble > 1:
-            x = torch.stack(members)  # (n_ensemble, B, T, C)
-            if targets is None or not self.training:
-                x = x.mean(0)  # the head is linear: the mean of the members' logits
-        else:
-            x = members[0]
+        x = torch.stack(members) if len(members) > 1 else members[0]  # ensemble: (n_ensemble, B, T, C)
+        if len(members) > 1 and (targets is None or not self.training):
+            x = x.mean(0)  # the head is linear: the mean of the members' logits
         if targets is None:
             return self.head(x[:, -1:]), None
         logits = self.head(x)

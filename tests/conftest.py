@@ -1,63 +1,35 @@
-"""What the tests share: a small play, a place to train on it, and programs run as a person runs them."""
+"""The fixtures: a place to train in, and programs run as a person runs them."""
 
-import random
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import DTYPE, PROGRAMS, ROOT, SHORT, SMALL, STARTED, play
 from hypothesis import settings as hypothesis_settings
 
-import app
-import bench
-import configurator
-import export
-import plot
 import prepare
-import sample
 import train_drama
+from drama import program
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # its time says how busy a machine is
 hypothesis_settings.load_profile("any machine")
 
-ROOT = Path(__file__).parent.parent
-PROGRAMS = {f"{m.__name__}.py": m for m in (app, bench, export, plot, prepare, sample, train_drama)}
-
-# A model that trains in a second, and the settings of a run that is over in ten.
-SMALL = dict(n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=8, learning_rate=1e-2, warmup_iters=5)
-SHORT = dict(max_iters=20, lr_decay_iters=20, eval_interval=10, log_interval=5)
-
-
-def play(n_speeches: int = 300, seed: int = 0) -> str:
-    """A play of nonsense in the corpus's form, always the same one."""
-    draw = random.Random(seed)
-    words = [
-        "the",
-        "a",
-        "king",
-        "love",
-        "death",
-        "night",
-        "sword",
-        "crown",
-        "my",
-        "thy",
-        "speak",
-        "come",
-        "hear",
-    ]
-    speeches = []
-    for _ in range(n_speeches):
-        lines = [" ".join(draw.choices(words, k=6)).capitalize() + draw.choice(".,;!?") for _ in range(3)]
-        speeches.append(f"{draw.choice(['LUCIO', 'ISABELLA', 'First Lord'])}:\n" + "\n".join(lines) + "\n")
-    return "\n".join(speeches)
-
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="try more often what is tried at random")
+    choices = ("auto", "float32", "bfloat16")
+    parser.addoption("--dtype", default="auto", choices=choices, help="of a CPU, where a test does not say")
+
+
+def pytest_configure(config):
+    """--dtype stands for another kind of processor: one with bfloat16 products, or without."""
+    dtype = config.getoption("--dtype")
+    if dtype != "auto":
+        torch.cpu._is_avx512_bf16_supported = lambda: dtype == "bfloat16"
+        DTYPE.append(f"--dtype={dtype}")
 
 
 @pytest.fixture
@@ -83,9 +55,8 @@ def _few_threads():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder to stand in, with data/ and model/ of its own."""
+    """An empty folder to stand in, where programs make data/ and model/."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, "DATA", tmp_path / "data")
     return tmp_path
 
 
@@ -99,10 +70,14 @@ def corpus(folder):
 
 @pytest.fixture
 def train(corpus):
-    """train(name=value, ...) runs a short training in this process and returns what train() returns."""
+    """train(name=value, ...) runs a short training in this process and returns what train() returns.
 
-    def run(**settings):
-        return train_drama.train(train_drama.Settings(**{**SMALL, **SHORT, **settings}))
+    machine, corpus and report go to train() as they are.
+    """
+
+    def run(machine=None, corpus=None, report=None, **settings):
+        settings = train_drama.Settings(**{**SMALL, **SHORT, **settings})
+        return train_drama.train(settings, machine=machine, corpus=corpus, report=report)
 
     return run
 
@@ -111,14 +86,13 @@ def train(corpus):
 def call(folder, monkeypatch, capfd):
     """call("sample.py", "--seed=1") runs a program in this process: (exit status, stdout, stderr)."""
 
-    def run(program, *argv):
-        module = PROGRAMS[program]
-        monkeypatch.setattr(sys, "argv", [program, *map(str, argv)])
+    def run(name, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
         capfd.readouterr()
         before = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as ended:
-                configurator.run(module.main)
+                program.run_program(PROGRAMS[name].main)
         finally:
             signal.signal(signal.SIGTERM, before)
         out, err = capfd.readouterr()
@@ -139,16 +113,6 @@ def clone(tmp_path_factory):
     return place
 
 
-STARTED = []
-
-
-def start(place, *command, **how):
-    """Start a program in a folder, its output captured as text. It ends with the test."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    STARTED.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=place, **{**pipes, **how}))
-    return STARTED[-1]
-
-
 @pytest.fixture(autouse=True)
 def _nothing_goes_on_behind_a_test():
     shared = len(STARTED)  # with others of its file
@@ -162,7 +126,3 @@ def _nothing_goes_on_behind_a_test():
             except subprocess.TimeoutExpired:
                 process.kill()
         process.wait()
-
-
-def flags(**settings) -> list[str]:
-    return [f"--{name}={value}" for name, value in settings.items()]

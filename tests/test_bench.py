@@ -1,92 +1,59 @@
-import functools
-import importlib
 import json
 import re
-import subprocess
-import sys
-from collections import defaultdict
 
 import pytest
-from conftest import play
+from helpers import CPU, SHORT, SMALL, flags, play, start
 
-import bench
+from drama import checkpoint
+from tools import bench
+
+NANO = {
+    "config/train_shakespeare_char.py": "",
+    "train.py": "for n in range(6): print(f'iter {n}: loss 4.0000, time {8 + n % 2}.00ms, mfu -100.00%')",
+    "sample.py": "for n in range(10): print(f'to be\\n---------------')",
+}
 
 
 def last_line(text):
     return json.loads(text.strip().splitlines()[-1])
 
 
-def test_a_benchmark_prints_a_table_and_one_line_of_json(clone):
-    done = subprocess.run(
-        [sys.executable, "prepare.py", "--input=play.txt"], cwd=clone, capture_output=True, text=True
+def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, monkeypatch):
+    """The whole of it, with a small model in place of the default one and a nanoGPT that only speaks."""
+    for name, code in NANO.items():
+        (corpus / "nano" / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / "nano" / name).write_text(code)
+    real = bench.train
+    monkeypatch.setattr(bench, "train", lambda out_dir, **settings: real(out_dir, **{**SMALL, **settings}))
+    before = sorted((corpus / "data").iterdir())
+    argv = ("train", "sample", "--rounds=2", "--against=nano", "--dtype=float32")
+    status, out, err = call("bench.py", *argv)
+    assert (status, err) == (0, "")
+    figures = last_line(out)
+    ours = {"train_ms", "train_memory_mb", "decode_s", "decode_one_s", "process_s"}
+    limits = {"limit_train_ms", "limit_decode_s", "limit_decode_one_s", "matmul_tflops", "memory_gb_per_s"}
+    assert ours | limits | {f"nanogpt_{name}" for name in ours} <= figures.keys()
+    assert figures.pop("machine") in out and all(value > 0 for value in figures.values())
+    assert figures["nanogpt_train_ms"] == 9 and figures["ratio_train_ms"] == pytest.approx(
+        9 / figures["train_ms"], abs=1e-3
     )
-    assert done.returncode == 0, done.stderr
-    before = sorted((clone / "data").iterdir())
-    done = subprocess.run(
-        [sys.executable, "bench.py", "prepare", "--rounds=1", "--text_mb=3"],
-        cwd=clone, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    figures = last_line(done.stdout)
-    assert 0 < figures["encode_mb_per_s"] < figures["limit_encode_mb_per_s"] * 10
-    assert figures["matmul_tflops"] > 0 and figures["memory_gb_per_s"] > 0 and figures["machine"]
-    assert "prepare.py, characters, MB/s" in done.stdout and "training" not in done.stdout
-    assert sorted((clone / "data").iterdir()) == before  # nothing is left behind
+    assert all(label in out for name, label in bench.TABLE if name in ours) and "sampled words" not in out
+    assert sorted((corpus / "data").iterdir()) == before  # nothing is left behind
 
 
-def test_ratios_are_theirs_over_ours_and_start_up_is_over_import_torch(capsys):
-    found = {"train_ms": [2, 1, 9], "nanogpt_train_ms": [8], "nanogpt_train_bf16_ms": [6],
-             "train_memory_mb": [100], "nanogpt_train_memory_mb": [150], "decode_s": [1],
-             "nanogpt_decode_s": [80], "startup_s": [3], "import_torch_s": [2]}  # fmt: skip
-    bench.report(found)
-    figures = last_line(capsys.readouterr().out)
-    assert figures["train_ms"] == 2  # the median
-    assert (figures["train_ratio"], figures["train_ratio_bf16"], figures["memory_ratio"]) == (4, 3, 1.5)
-    assert (figures["decode_ratio"], figures["startup_ratio"]) == (80, 1.5)
-
-
-def test_iteration_times_are_read_from_the_log_lines_of_both_projects():
-    lines = [
-        (0.1, "step 0: train loss 4.2, val loss 4.2\n"),
-        (1, "iter 0: loss 4.2, time 30.23ms, mfu 12.50%\n"),
-        (2, "iter 1: loss 4.1, time 8210.00ms, mfu -100.00%\n"),
-    ]
-    assert bench.Run(2, lines, 0).iteration_times() == [30.23, 8210.0]
-
-
-def test_a_program_that_fails_is_named_with_its_last_words(tmp_path):
-    with pytest.raises(OSError, match=r"-c import sys.* failed: no luck"):
-        bench.python(tmp_path, "-c", "import sys; print('well', flush=True); sys.exit('no luck')")
-
-
-def test_unknown_words_and_copied_stretches_are_counted(train, monkeypatch):
-    train(max_iters=1, eval_interval=1)
-    learnt = play()[:27_175]  # the training split
-    at = learnt.index("\n\nLUCIO:\n", 1000) + 2
-    speech = learnt[at : learnt.index(" ", at + 60)]
-    said = speech + " # zzz end\n---------------\n"
-    lines = [(0, line) for line in said.splitlines(keepends=True)]
-    monkeypatch.setattr(bench, "python", lambda *_: bench.Run(1.0, lines, 0))
-    found = defaultdict(list)
-    bench.bench_text(found, None, None, bench.Settings())
-    words = len(re.findall("[A-Za-z]+", speech)) + 1  # zzz, which is unknown; the last is not read
-    assert found["unknown_words_percent"] == pytest.approx([100 / words])
-    windows = len(said.removesuffix("\n---------------\n")) - 49
-    copied = len(speech + " ") - 49  # "#" is nowhere in the play
-    assert found["copied_percent"] == pytest.approx([100 * copied / windows])
-
-
-def test_what_bench_takes_away_is_there():
-    for undo in bench.CHANGES.values():
-        for target in re.findall(r"([a-z_]\w*(?:\.\w+)+) = ", undo):
-            module, *names = target.split(".")
-            functools.reduce(getattr, names, importlib.import_module(module))
-
-
-@pytest.mark.parametrize("argv, words", [
-    (["train", "--against=."], "not a checkout of nanoGPT"), (["--rounds=0"], "at least 1"),
-    (["fly"], "fly is none of train, eval"), (["--against=no/such/place"], "not a checkout"),
-])  # fmt: skip
-def test_a_wrong_request_gets_one_line(call, argv, words):
-    status, _, err = call("bench.py", *argv)
-    assert status == 2 and err.count("\n") == 1 and words in err
+def test_what_a_model_writes_is_measured_by_the_program_itself(clone):
+    """The model spells one word, which is not in the play: "kgin"."""
+    for command in (
+        ["prepare.py", "--input=play.txt", "--dataset=short"],
+        ["train_drama.py", *flags(**{**SMALL, **SHORT, "n_embd": 48, "dataset": "short", "out_dir": "model/one"}),
+         "--arch=modern"],
+        ["-m", "tools.bench", "text", "--rounds=1", "--out_dir=model/one"],
+    ):  # fmt: skip
+        if "text" in command:
+            spell(clone / "model/one/ckpt.pt", " kgin")
+        process = start(clone, *command)
+        out, err = process.communicate(timeout=600)
+        assert (process.returncode, err) == (0, "")
+    figures = last_line(out)
+    assert (figures["unknown_words_percent"], figures["copied_percent"]) == (100, 0)
+    assert figures["characters_per_s"] > 0 and "training" not in out

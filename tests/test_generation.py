@@ -1,19 +1,53 @@
+import math
+
 import pytest
 import torch
+from helpers import ARCHITECTURES, TINY, tiny_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import ARCHITECTURES, TINY, model, modern_reference_logits, tokens
+from torch import nn
 
-import generation
-from generation import KVCache, StaticStep, generate, pack, pick
-from model import random_stream
+from drama.generation import KVCache, PackedLinear, StaticStep, generate, pack, pick, prompt_ids
+from drama.machine import random_stream
+from drama.tokenizer import CharTokenizer, UnknownCharacters
+
+
+class Dictation:
+    """A director under whom a model writes a given text (B, n), whatever it likes: its logits are kept.
+
+    What a model would write by itself differs where it is rounded in another way.
+    """
+
+    def __init__(self, text=None):
+        self.text, self.logits, self.tokens = text, [], []
+
+    def confine(self, logits):
+        self.logits.append(logits.clone())
+        if self.text is None:
+            return logits
+        token = self.text[:, len(self.logits) - 1, None].to(logits.device)
+        return torch.full_like(logits, -math.inf).scatter(1, token, 0.0)
+
+    def saw(self, token):
+        self.tokens.append(token)
+
+    def done(self):
+        return False
+
+
+def written_logits(gpt, text, prompt: int):
+    """The logits (B, n, V) from which each token of text behind the prompt is picked."""
+    director = Dictation(text[:, prompt:])
+    written = generate(gpt, text[:, :prompt], text.size(1) - prompt, director=director)
+    assert torch.equal(written, text)
+    return torch.stack(director.logits, dim=1)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from(ARCHITECTURES))
 def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, shape):
     pieces = [n for i, n in enumerate(pieces) if sum(pieces[: i + 1]) <= TINY.block_size]
-    gpt, idx = model(**shape), tokens(2, sum(pieces))
+    gpt, idx = tiny_model(**shape), tokens(2, sum(pieces))
     with torch.no_grad():
         whole = gpt(idx, idx)[0]
         cache, end = KVCache(gpt.config, 2), 0
@@ -24,56 +58,49 @@ def test_logits_read_in_any_pieces_equal_those_read_at_once(pieces, shape):
     assert cache.length == end
 
 
-def test_greedy_text_up_to_block_size_equals_the_uncached_model_s():
-    gpt, idx = model(), tokens(3, 4)
-    cached = generate(gpt, idx, 12, temperature=0)
-    for _ in range(12):
-        idx = torch.cat([idx, gpt(idx)[0][:, -1].argmax(-1, keepdim=True)], 1)
-    assert torch.equal(cached, idx)
+@pytest.mark.parametrize("prompt", [1, 4, 15, 16, 40])
+def test_each_token_follows_from_an_uncached_reading_and_past_block_size_from_the_recent_half(prompt):
+    gpt, block = tiny_model(), TINY.block_size
+    text = tokens(2, prompt + 40)
+    expected, held = [], text[:, :prompt][:, -block:]  # what the cache holds, by the documented rule
+    for n in range(prompt, prompt + 40):
+        expected.append(gpt(held)[0][:, -1])
+        held = (
+            text[:, n + 1 - block // 2 : n + 1]
+            if held.size(1) == block
+            else text[:, n - held.size(1) : n + 1]
+        )
+    found = written_logits(gpt, text, prompt)
+    torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prompt", [1, 15, 16, 40])
-def test_past_block_size_the_recent_half_is_read_again(prompt):
-    gpt, block = model(), TINY.block_size
-    text = tokens(2, prompt)
-    cached = generate(gpt, text, 40, temperature=0)
-    held = text[:, -block:]  # what the cache holds, by the documented rule
-    for _ in range(40):
-        token = gpt(held)[0][:, -1].argmax(-1, keepdim=True)
-        text = torch.cat([text, token], 1)
-        held = text[:, -block // 2 :] if held.size(1) == block else torch.cat([held, token], 1)
-    assert torch.equal(cached, text)
-
-
-@pytest.mark.parametrize("prompt", [1, 15, 16])
-def test_past_block_size_rotary_positions_slide(prompt):
-    gpt, text = model(arch="modern"), tokens(2, prompt)
-    slid = generate(gpt, text, 40, temperature=0)
-    for _ in range(40):
-        text = torch.cat([text, modern_reference_logits(gpt, text)[:, -1].argmax(-1, keepdim=True)], 1)
-    assert torch.equal(slid, text)
+def test_at_temperature_0_the_likeliest_token_is_always_taken():
+    gpt, director = tiny_model(), Dictation()
+    text = generate(gpt, tokens(3, 4), 40, temperature=0, director=director)
+    assert torch.equal(text[:, 4:], torch.stack(director.logits, dim=1).argmax(-1))
+    assert torch.equal(text[:, 4:], torch.cat(director.tokens, dim=1))
 
 
 @pytest.mark.parametrize("shape", ARCHITECTURES)
-def test_a_packed_model_gives_the_same_logits_and_text(shape):
-    gpt, idx = model(**shape), tokens(3, 16)
-    logits, text = gpt(idx, idx)[0], generate(gpt, idx[:, :4], 40, temperature=0)
+def test_a_packed_model_gives_the_same_logits_while_reading_and_writing(shape):
+    gpt, idx, text = tiny_model(**shape), tokens(3, 16), tokens(3, 44)
+    read, written = gpt(idx, idx)[0], written_logits(gpt, text, 4)
     pack(gpt, torch.float32)
-    torch.testing.assert_close(gpt(idx, idx)[0], logits, rtol=1e-4, atol=1e-5)
-    assert torch.equal(generate(gpt, idx[:, :4], 40, temperature=0), text)
+    torch.testing.assert_close(gpt(idx, idx)[0], read, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(written_logits(gpt, text, 4), written, rtol=1e-4, atol=1e-4)
 
 
-def test_a_long_text_draws_the_numbers_of_one_stream(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(generation, "pick", lambda logits, u, *how: drawn.append(u) or pick(logits, u, *how))
-    generate(model(), tokens(2, 1), 2500, seed=5, first_row=3)
-    for row in (0, 1):
-        numbers = torch.rand(2500, generator=random_stream(5, 3 + row))
-        assert torch.equal(torch.stack(drawn)[:, row], numbers)
+@pytest.mark.parametrize("shape", ARCHITECTURES)
+def test_packing_replaces_every_linear_layer_and_gives_tied_weights_a_head_of_their_own(shape):
+    gpt = pack(tiny_model(**shape), torch.bfloat16)
+    assert isinstance(gpt.lm_head, PackedLinear) and "head" not in vars(gpt)
+    assert not any(isinstance(module, nn.Linear) for module in gpt.modules())
+    assert gpt(tokens(2, 3))[0].dtype == torch.bfloat16  # the head's product is in it, too
+    assert isinstance(gpt.wte, nn.Embedding) and gpt.wte.weight.dtype == torch.float32
 
 
 def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
-    gpt, idx = model(n_embd=64), tokens(3, 16)
+    gpt, idx = tiny_model(n_embd=64), tokens(3, 16)
     exact = gpt(idx, idx)[0]
     with torch.autocast("cpu", torch.bfloat16):
         rounded = gpt(idx, idx)[0].float()
@@ -83,7 +110,7 @@ def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
 
 @pytest.mark.parametrize("arch, end", [("gpt2", 16), ("modern", 24)])
 def test_a_step_of_fixed_shapes_decodes_as_any_other(arch, end):
-    gpt, idx = model(arch=arch), tokens(3, end)
+    gpt, idx = tiny_model(arch=arch), tokens(3, end)
     with torch.no_grad():
         caches = [KVCache(gpt.config, 3), KVCache(gpt.config, 3)]
         step = StaticStep(gpt, caches[1])
@@ -96,18 +123,40 @@ def test_a_step_of_fixed_shapes_decodes_as_any_other(arch, end):
 
 
 def test_a_block_of_one_token_still_writes():
-    assert generate(model(block_size=1), tokens(2, 3), 5).shape == (2, 8)
+    assert generate(tiny_model(block_size=1), tokens(2, 3), 5).shape == (2, 8)
+
+
+def test_a_context_longer_than_memory_takes_only_what_is_written():
+    gpt = tiny_model(block_size=10**9, arch="modern")
+    assert generate(gpt, tokens(1, 1), 3).shape == (1, 4)
+
+
+def test_a_prompt_s_tokens_are_one_row_and_what_the_model_never_saw_is_refused():
+    tok = CharTokenizer("abcdefghijk")
+    ids = prompt_ids(tok, "cab", tiny_model())
+    assert ids.tolist() == [[2, 0, 1]] and ids.dtype == torch.int64
+    with pytest.raises(UnknownCharacters, match="'z'"):
+        prompt_ids(tok, "cabz", tiny_model())
+
+
+def test_a_long_text_draws_the_numbers_of_one_stream():
+    director = Dictation()
+    generate(tiny_model(), tokens(2, 1), 2500, seed=5, first_row=3, director=director)
+    numbers = torch.stack([torch.rand(2500, generator=random_stream(5, row)) for row in (3, 4)], dim=1)
+    picked = [pick(logits, u, 1.0, None, 1.0) for logits, u in zip(director.logits, numbers, strict=True)]
+    assert torch.equal(torch.cat(picked, dim=1), torch.cat(director.tokens, dim=1))
 
 
 def test_a_sample_does_not_depend_on_how_many_are_asked_for():
-    gpt, prompt = model(), tokens(1, 3)
-    many = generate(gpt, prompt.expand(40, -1), 60, seed=7, top_k=5)
-    few = generate(gpt, prompt.expand(4, -1), 60, seed=7, top_k=5)
-    assert torch.equal(many[:4], few)
-    assert torch.equal(generate(gpt, prompt.expand(2, -1), 60, seed=7, top_k=5, first_row=2), few[2:])
-    assert torch.equal(generate(gpt, prompt.expand(4, -1), 20, seed=7, top_k=5), few[:, :23])
-    assert not torch.equal(few[0], few[1])
-    assert not torch.equal(generate(gpt, prompt.expand(4, -1), 60, seed=8, top_k=5), few)
+    gpt, prompt = tiny_model().double(), tokens(1, 3)  # sums of other batches are rounded in other ways
+
+    def written(rows, n=60, seed=7, **how):
+        return generate(gpt, prompt.expand(rows, -1), n, seed=seed, top_k=5, **how)
+
+    few = written(4)
+    assert torch.equal(written(40)[:4], few) and torch.equal(written(2, first_row=2), few[2:])
+    assert torch.equal(written(4, n=20), few[:, :23])
+    assert not torch.equal(few[0], few[1]) and not torch.equal(written(4, seed=8), few)
 
 
 @pytest.mark.parametrize("top_k, top_p, temperature", [
@@ -140,9 +189,9 @@ def test_the_largest_uniform_number_still_picks_a_token_that_takes_part():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_cuda_gives_the_cpu_s_logits_and_greedy_text(arch):
-    gpt, idx = model(arch=arch), tokens(3, 16)
-    here, greedy = gpt(idx, idx)[0], generate(gpt, idx[:, :4], 40, temperature=0)
+def test_cuda_gives_the_cpu_s_logits_while_reading_and_writing(arch):
+    gpt, idx, text = tiny_model(arch=arch), tokens(3, 16), tokens(3, 44)
+    read, written = gpt(idx, idx)[0], written_logits(gpt, text, 4)
     gpt.cuda()
-    torch.testing.assert_close(gpt(idx.cuda(), idx.cuda())[0].cpu(), here, rtol=1e-3, atol=1e-3)
-    assert torch.equal(generate(gpt, idx[:, :4].cuda(), 40, temperature=0).cpu(), greedy)
+    torch.testing.assert_close(gpt(idx.cuda(), idx.cuda())[0].cpu(), read, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(written_logits(gpt, text.cuda(), 4).cpu(), written, rtol=1e-3, atol=1e-3)

@@ -5,16 +5,16 @@ import re
 import subprocess
 import sys
 
+import checkpoint
 import pytest
 import torch
 from conftest import SHORT, flags, play
-
-import checkpoint
-import prepare
 from generation import generate
 from huggingface import from_gpt2, merges, to_gpt2
-from model import GPT, GPTConfig
 from tokenizer import BPETokenizer, CharTokenizer
+
+import prepare
+from model import GPT, GPTConfig
 from train_drama import Settings
 
 transformers = pytest.importorskip("transformers")

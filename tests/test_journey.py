@@ -4,11 +4,12 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, flags, start
+from helpers import PROGRAMS, ROOT, flags, start
 
-TINY = flags(n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=30, eval_interval=10)
+QUICK = flags(n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=30, eval_interval=10)
 
 
 def readme_commands(name):
@@ -19,9 +20,9 @@ def readme_commands(name):
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def run(place, *command, timeout=300):
-    process = start(place, *command)
-    out, err = process.communicate(timeout=timeout)
+def run(place, *command, **kwargs):
+    process = start(place, *command, **kwargs)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -36,7 +37,7 @@ def test_the_first_command_of_the_readme_ends_in_dialogue(clone):
     install, training, sampling = first.split(" && ")
     assert install == "pip install -r requirements.txt"
     assert second == "pip install -r requirements-dev.txt && python -m pytest"
-    status, out, err = run(clone, *training.split()[1:], *TINY)
+    status, out, err = run(clone, *training.split()[1:], *QUICK)
     if "pip could not fetch" in err:
         pytest.skip(err)
     assert (status, err) == (0, "")
@@ -53,7 +54,7 @@ def test_a_person_s_own_plays_from_text_to_dialogue(clone):
     )
     status, out, err = run(clone, "prepare.py", "--input=我的戏.txt", "--dataset=mine")
     assert (status, err) == (0, "") and "training tokens" in out
-    status, out, err = run(clone, "train_drama.py", "--dataset=mine", "--out_dir=model/mine", *TINY)
+    status, out, err = run(clone, "train_drama.py", "--dataset=mine", "--out_dir=model/mine", *QUICK)
     assert (status, err) == (0, "")
     status, out, err = run(clone, "sample.py", "--out_dir=model/mine", "--start=朱丽叶：", "--num_samples=2")
     assert (status, err) == (0, "") and out.startswith("朱丽叶：")
@@ -66,15 +67,15 @@ def test_a_model_of_byte_pairs_reads_and_writes_any_text(clone):
     command = ("prepare.py", "--input=play.txt", "--dataset=pairs", "--tokenizer=bpe", "--vocab_size=300")
     status, out, err = run(clone, *command)
     assert (status, err) == (0, "") and "300 different tokens" in out
-    status, out, err = run(clone, "train_drama.py", "--dataset=pairs", "--out_dir=model/pairs", *TINY)
+    status, out, err = run(clone, "train_drama.py", "--dataset=pairs", "--out_dir=model/pairs", *QUICK)
     assert (status, err) == (0, "")
-    loss, bits = re.search(r"step 30: .*val loss (\d\.\d+), (\d\.\d+) bits a character", out).groups()
+    loss, bits = re.search(r"step 30: .*val loss (\d\.\d+), (\d\.\d+) bits per character", out).groups()
     assert float(bits) < float(loss) / 0.6931  # a token is several characters
     status, out, err = run(clone, "sample.py", "--out_dir=model/pairs", "--start=戏 😀", "--num_samples=2")
     assert (status, err) == (0, "") and out.startswith("戏 😀") and out.count("\n---------------\n") == 2
     clash = ("prepare.py", "--input=play.txt", "--dataset=pairs")  # the same text in another vocabulary
     assert run(clone, *clash)[0] == 0
-    command = ("train_drama.py", "--dataset=pairs", "--out_dir=model/pairs", *TINY, "--max_iters=40")
+    command = ("train_drama.py", "--dataset=pairs", "--out_dir=model/pairs", *QUICK, "--max_iters=40")
     status, _, err = run(clone, *command)
     assert status == 2 and "the text in data/pairs" in err
 
@@ -83,111 +84,132 @@ def test_a_model_of_byte_pairs_reads_and_writes_any_text(clone):
 def test_ctrl_c_saves_and_the_same_command_goes_on(clone, signum):
     out_dir = f"--out_dir=model/{signum.name}"
     run(clone, "prepare.py", "--input=play.txt", "--dataset=short")
-    command = ["train_drama.py", "--dataset=short", out_dir, *TINY, "--max_iters=100000", "--log_interval=1"]
+    command = ["train_drama.py", "--dataset=short", out_dir, *QUICK, "--max_iters=100000", "--log_interval=1"]
     process = start(clone, *command)
     for line in process.stdout:
         if line.startswith("iter 12:"):
             break
-    asked = time.monotonic()
     process.send_signal(signum)
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - asked < 10
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signum and err == ""
     at = int(re.search(r"stopped before iteration (\d+) and saved", out)[1])
     status, out, err = run(clone, *command[:-2], f"--max_iters={at + 3}")
     assert (status, err) == (0, "") and f"continuing at iteration {at}" in out
 
 
-def test_ctrl_c_while_the_corpus_is_encoded_leaves_nothing_half_written(clone):
-    (clone / "long.txt").write_text("to be or not to be\n" * 5_000_000, encoding="utf-8")
-    process = start(clone, "prepare.py", "--input=long.txt", "--dataset=long")
-    place = clone / "data" / "long"
-    while process.poll() is None and not list(place.glob(".writing-*/train.bin")):
-        time.sleep(0.01)
+@pytest.fixture
+def stand_in(tmp_path):
+    """stand_in("NAME.py", code): the environment of programs that find this module before any other."""
+
+    def make(name, code):
+        (tmp_path / name).write_text(code)
+        return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    return make
+
+
+WRITING = """
+import os, time
+def fsync(file):
+    print("writing", flush=True)
+    time.sleep(600)
+os.fsync = fsync
+"""
+
+
+def test_ctrl_c_while_the_corpus_is_written_leaves_nothing(clone, stand_in):
+    environ = stand_in("sitecustomize.py", WRITING)
+    process = start(clone, "prepare.py", "--input=play.txt", "--dataset=written", env=environ)
+    assert process.stdout.readline() == "writing\n"
+    assert list((clone / "data/written").glob(".writing-*/train.bin"))
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 143 and err == "prepare.py: stopped\n"
-    assert not list(place.iterdir())
-    (clone / "long.txt").unlink()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (143, "prepare.py: stopped\n")
+    assert not list((clone / "data/written").iterdir())
 
 
 IMPORTED = """
 import contextlib, time
 print("importing", flush=True)
 with contextlib.suppress(BaseException):  # PyTorch's C++ code loses an exception now and then, too
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("program", ["train_drama.py", "sample.py"])
-def test_ctrl_c_while_a_program_starts_is_no_traceback(clone, tmp_path, program, signum):
-    (tmp_path / "torch.py").write_text(IMPORTED)
-    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    process = start(clone, program, f"--out_dir={tmp_path / 'm'}", env=environ)
+@pytest.mark.parametrize("command", [
+    ("train_drama.py", "--out_dir=early"), ("sample.py", "--out_dir=early"), ("-m", "tools.app"),
+])  # fmt: skip
+def test_ctrl_c_while_a_program_starts_is_no_traceback(clone, stand_in, command, signum):
+    process = start(clone, *command, env=stand_in("torch.py", IMPORTED))
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signum)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (-signum, "") and not (tmp_path / "m").exists()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (-signum, "") and not (clone / "early").exists()
 
 
-def test_ctrl_c_while_the_corpus_is_fetched_leaves_nothing(clone):
-    process = start(clone, "prepare.py", "--dataset=fetched")
-    for line in process.stdout:
-        if line.startswith("fetching"):
-            break
+FETCHING = """
+import os, pathlib, time
+pathlib.Path("pid").write_text(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+def test_ctrl_c_while_the_corpus_is_fetched_leaves_nothing(clone, stand_in):
+    process = start(clone, "prepare.py", "--dataset=fetched", env=stand_in("pip.py", FETCHING))
+    pid = clone / "pid"
+    while process.poll() is None and not (pid.exists() and pid.read_text().endswith("\n")):
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - asked < 3 and process.returncode == 130 and err.strip() == "prepare.py: stopped"
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and err.strip() == "prepare.py: stopped"
     assert not (clone / "data/fetched").exists()
+    with pytest.raises(ProcessLookupError):  # nor does pip go on
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_ctrl_c_while_a_text_is_written_ends_in_one_line(clone):
     run(clone, "prepare.py", "--input=play.txt", "--dataset=short")
-    run(clone, "train_drama.py", "--dataset=short", "--out_dir=model/sampled", *TINY)
-    process = start(
-        clone, "sample.py", "--out_dir=model/sampled", "--num_samples=500", "--max_new_tokens=2000"
-    )
+    run(clone, "train_drama.py", "--dataset=short", "--out_dir=model/sampled", *QUICK)
+    process = start(clone, "sample.py", "--out_dir=model/sampled", "--num_samples=1000000")
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - asked < 3 and process.returncode == 130 and err.strip() == "sample.py: stopped"
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and err.strip() == "sample.py: stopped"
 
 
-def test_the_required_packages_alone_are_enough(clone, tmp_path):
+UNENDED = r"(the model wrote on for [\d,]+ tokens without ending its speeches\n)?"
+
+
+def test_the_required_packages_alone_are_enough(clone, stand_in):
     wanted = (ROOT / "requirements-dev.txt").read_text().split()
     others = {re.split(r"[>=]", line)[0] for line in wanted} - {"-r", "requirements.txt", "pytest", "ruff"}
     assert {"gradio", "matplotlib", "wandb"} < others
     hide = f"import sys\nfor name in {sorted(others)}: sys.modules[name] = None\n"
-    (tmp_path / "sitecustomize.py").write_text(hide)
-    how = dict(env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    for command in (
-        ["prepare.py", "--input=play.txt", "--dataset=alone"],
-        ["train_drama.py", "--dataset=alone", "--out_dir=model/alone", *TINY],
-        [
-            "sample.py",
-            "--out_dir=model/alone",
-            "--cast=LUCIO",
-            "--turns=1",
-            "--num_samples=2",
-            "--format=json",
-        ],
+    environ = stand_in("sitecustomize.py", hide)
+    sampling = ["sample.py", "--out_dir=model/alone", "--cast=LUCIO", "--turns=1", "--num_samples=2"]
+    for command, noted in (
+        (["prepare.py", "--input=play.txt", "--dataset=alone"], ""),
+        (["train_drama.py", "--dataset=alone", "--out_dir=model/alone", *QUICK], ""),
+        ([*sampling, "--format=json"], UNENDED),  # as a model of thirty iterations may
     ):
-        process = start(clone, *command, **how)
-        out, err = process.communicate(timeout=300)
-        assert (process.returncode, err) == (0, "") and out
+        status, out, err = run(clone, *command, env=environ)
+        assert status == 0 and re.fullmatch(noted, err) and out
         assert ("pip install matplotlib" in out) == (command[0] == "train_drama.py")
 
 
+COMMANDS = {
+    name: f"-m tools.{Path(name).stem}" if (ROOT / "tools" / name).exists() else name for name in PROGRAMS
+}
+
+
 def test_the_scripts_import_without_running(clone):
-    code = "import train_drama, sample, prepare; print(train_drama.Settings().n_layer)"
-    status, out, err = run(clone, "-c", code)
+    names = ", ".join(module.__name__ for module in PROGRAMS.values())
+    status, out, err = run(clone, "-c", f"import {names}; print(train_drama.Settings().n_layer)")
     assert (status, out, err) == (0, "6\n", "")
 
 
-def test_help_needs_no_data_and_no_model(clone):
-    for script in ("train_drama.py", "sample.py", "prepare.py"):
-        status, out, err = run(clone, script, "--help")
-        assert (status, err) == (0, "") and out.startswith(f"python {script}")
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_help_needs_no_data_and_no_model(clone, command):
+    status, out, err = run(clone, *command.split(), "--help")
+    assert (status, err) == (0, "") and out.startswith(f"python {command}")

@@ -1,78 +1,92 @@
-"""What the loop of train_drama.py does, one thing at a time: each test is for a line that could be lost."""
+"""What a training does, one thing at a time: each test is for a line of the loop that could be lost."""
 
+import contextlib
 import math
 import os
 import pty
 import re
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SHORT, SMALL, flags
-from test_dataset import damage
-from test_train import equal, losses, rows, training, weights
+from helpers import CPU, PROGRAMS, ROOT, SHORT, SMALL, equal, flags, losses, play, rows, start, weights
 
-import checkpoint
+import prepare
 import train_drama
-from dataset import load_data
-from machine import Machine
+from configurator import UserError
+from drama import checkpoint, dataset
+from drama.dataset import Corpus, Split, load_data
+from drama.machine import Machine, find_dtype
+from drama.optimizer import learning_rate_at
+from drama.report import Report
+from drama.run import FREE_TO_CHANGE, Run, saved_state
 from model import GPT
-from optimizer import learning_rate_at
 from train_drama import Settings
 
-CPU = Machine(torch.device("cpu"), torch.float32)
+
+@dataclass(frozen=True)
+class Known(Machine):
+    """A machine whose speed need not be measured."""
+
+    def peak_flops(self):
+        return 1e9, "a guess"
 
 
 @pytest.fixture
-def steps(train, monkeypatch):
-    """steps(name=value, ...) trains: (class, learning rates, gradient norm) of each optimizer step."""
-
-    def run(**how):
-        seen, real = [], train_drama.make_optimizers
-
-        def note(optimizer, *_):
-            groups = optimizer.param_groups
-            gradient = torch.cat([p.grad.flatten() for group in groups for p in group["params"]])
-            rates = {group["lr"] for group in groups}
-            seen.append((type(optimizer).__name__, rates, gradient.norm().item()))
-
-        def make(*given):
-            made = real(*given)
-            for optimizer in made:
-                optimizer.register_step_pre_hook(note)
-            return made
-
-        with monkeypatch.context() as m:
-            m.setattr(train_drama, "make_optimizers", make)
-            train(**how)
-        return seen
+def train(train):
+    def run(machine=None, **settings):
+        dtype = find_dtype(settings.get("dtype", "auto"), CPU.device)
+        return train(machine=machine or Known(CPU.device, dtype), **settings)
 
     return run
 
 
-def test_it_learns_from_the_training_split_and_is_judged_on_both(train, monkeypatch):
-    drawn, judged = [], []
-    draw, evaluate = train_drama.draw_batches, train_drama.evaluate
+MINI = dict(n_layer=1, n_head=1, n_embd=16, block_size=16, batch_size=2, eval_iters=1)  # float16 is slow
 
-    def name(split):
-        return Path(split.mapped.filename).name
 
-    def watch_draw(split, *others):
-        drawn.append(name(split))
-        return draw(split, *others)
+def loaded(cls=Corpus, **changes) -> Corpus:
+    return cls(**{**vars(load_data("drama", 32, CPU)), **changes})
 
-    def watch_evaluate(model, split, windows, *others):
-        judged.append((name(split), sum(len(starts) for starts, _ in windows)))
-        return evaluate(model, split, windows, *others)
 
-    monkeypatch.setattr(train_drama, "draw_batches", watch_draw)
-    monkeypatch.setattr(train_drama, "evaluate", watch_evaluate)
-    train(out_dir="m")
-    windows = judged[1][1]
-    assert set(drawn) == {"train.bin"} and windows == math.ceil(3019 / 32)  # 3,020 tokens, the last one short
-    assert judged == [("train.bin", windows), ("val.bin", windows)] * 3
+def run_of(machine=CPU, corpus=None, **settings) -> Run:
+    return Run(Settings(**{**SMALL, "out_dir": "m", **settings}), machine, corpus or loaded())
+
+
+class Quiet(Report):
+    def say(self, text):
+        self.said = [*getattr(self, "said", []), text]
+
+
+# ---------------------------------------------------------------------------- one update
+
+
+class Steps(Report):
+    """Notes (class, learning rates, gradient norm) of each optimizer step."""
+
+    def begin(self, run):
+        super().begin(run)
+        self.seen = []
+        for optimizer in run.optimizers:
+            optimizer.register_step_pre_hook(self.note)
+
+    def note(self, optimizer, *_):
+        groups = optimizer.param_groups
+        gradient = torch.cat([p.grad.flatten() for group in groups for p in group["params"]])
+        rates = {group["lr"] for group in groups}
+        self.seen.append((type(optimizer).__name__, rates, gradient.norm().item()))
+
+
+@pytest.fixture
+def steps(train):
+    def run(**settings):
+        report = Steps()
+        train(report=report, **settings)
+        return report.seen
+
+    return run
 
 
 def test_every_optimizer_steps_at_the_scheduled_rate(steps):
@@ -81,69 +95,200 @@ def test_every_optimizer_steps_at_the_scheduled_rate(steps):
     assert found == [(name, {learning_rate_at(s, i)}) for i in range(21) for name in ("AdamW", "Muon")]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("clip", [0.0, 0.01])
-def test_gradients_are_clipped_to_grad_clip_and_0_leaves_them_alone(steps, clip):
-    norms = [norm for *_, norm in steps(out_dir="m", max_iters=2, dtype="float32", grad_clip=clip)]
-    assert max(norms) == pytest.approx(0.01, rel=1e-3) if clip else max(norms) > 0.3
+def test_gradients_are_clipped_to_grad_clip_and_0_leaves_them_alone(steps, clip, dtype):
+    norms = [norm for *_, norm in steps(out_dir="m", max_iters=2, dtype=dtype, grad_clip=clip, **MINI)]
+    assert max(norms) == pytest.approx(0.01, rel=1e-3) if clip else 0.3 < max(norms) < 10
 
 
-def test_accumulated_batches_have_one_large_batch_s_gradient_and_loss(steps):
-    how = dict(dropout=0.0, dtype="float32", max_iters=1, grad_clip=0)
+def test_accumulated_batches_have_one_large_batch_s_gradients_losses_and_weights(steps):
+    how = dict(dropout=0.0, dtype="float32", max_iters=10, grad_clip=0.5)
     one = steps(out_dir="one", batch_size=8, **how)
     two = steps(out_dir="two", batch_size=4, gradient_accumulation_steps=2, **how)
     assert [norm for *_, norm in two] == pytest.approx([norm for *_, norm in one], rel=1e-3)
     for a, b in zip(losses("one"), losses("two"), strict=True):
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-3)
+    for name, a in weights("one").items():
+        torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
 
 
-def test_the_best_so_far_is_remembered_and_the_untrained_model_is_none(train, monkeypatch):
-    given = iter([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])  # train and val loss at 0, 10 and, resumed, 20
-    monkeypatch.setattr(train_drama, "evaluate", lambda *_: next(given))
-    train(out_dir="m", max_iters=10)
-    result = train(out_dir="m")
-    best = checkpoint.load("m/ckpt.pt")
-    assert (best["iteration"], best["val_loss"]) == (10, 2.0)
-    assert (result["best_val_loss"], result["val_loss"]) == (2.0, 3.0)
+def test_what_is_dropped_follows_from_seed_iteration_and_process(train, monkeypatch):
+    class Whole(Corpus):
+        def batches(self, settings, iteration, machine):
+            return super().batches(settings, iteration, CPU)
 
-
-def test_a_bounded_evaluation_reads_so_many_batches_of_always_the_same_windows(train, monkeypatch):
-    read, real = [], train_drama.evaluate
-    monkeypatch.setattr(train_drama, "windows_per_batch", lambda *_: 3)
-    monkeypatch.setattr(train_drama, "evaluate", lambda *a: read.append(a[2]) or real(*a))
-    train(out_dir="m", eval_iters=2)
-    starts = [[start for part, _ in windows for start in part.tolist()] for windows in read]
-    assert {len(s) for s in starts} == {6} and starts[0::2] == [starts[0]] * 3
-    assert starts[1::2] == [starts[1]] * 3
-
-
-def test_dropout_and_initial_weights_are_drawn_anew_for_each_iteration_and_seed(train, monkeypatch):
     seeds, real = [], torch.manual_seed
     with monkeypatch.context() as m:
         m.setattr(torch, "manual_seed", lambda n: seeds.append(n) or real(n))
         train(out_dir="a")
         train(out_dir="b", seed=2)
-    assert len(set(seeds)) == 2 * (1 + 21)
+        train(out_dir="c", machine=replace(CPU, rank=1), corpus=loaded(Whole))
+    assert len(seeds) == 3 * (1 + 21) and len(set(seeds)) == 2 + 3 * 21  # a's and c's first weights are alike
     for dropout in (0.0, 0.5):
         train(out_dir=f"{dropout}", dropout=dropout, dtype="float32", max_iters=1)
     assert not equal(weights("0.0"), weights("0.5"))
 
 
+def test_processes_exchange_gradients_in_the_last_backward_pass_alone(corpus):
+    class Shared(torch.nn.Module):
+        """As DistributedDataParallel, with nobody to share with."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.exchanging, self.passes = model, True, []
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.exchanging = False
+            yield
+            self.exchanging = True
+
+        def forward(self, *batch):
+            self.passes.append(self.exchanging)
+            return self.model(*batch)
+
+    run = run_of(gradient_accumulation_steps=3)
+    run.machine, model = replace(CPU, world=2), Shared(run.model)
+    train_drama.update(model, run, 0.01)
+    assert model.passes == [False, False, True]
+
+
+def test_an_update_leaves_no_gradient_and_a_loss_without_a_graph(corpus):
+    run = run_of()
+    loss = train_drama.update(run.model, run, 0.01)
+    assert not loss.requires_grad and loss.item() == pytest.approx(math.log(43), abs=0.3)
+    assert all(p.grad is None for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_training_and_evaluation_multiply_in_the_dtype_asked_for(train, monkeypatch, dtype):
+    made = []
+
+    class Watched(Report):
+        def begin(self, run):
+            super().begin(run)
+            run.model.register_forward_hook(lambda gpt, _, out: made.append((gpt.training, out[0].dtype)))
+
+    monkeypatch.setattr(torch, "compile", lambda model: model)  # which the first batch is for
+    train(out_dir="m", dtype=str(dtype)[6:], max_iters=0, compile=True, report=Watched(), **MINI)
+    assert len(made) > 3 and set(made) == {(True, dtype), (False, dtype)}
+
+
+# ---------------------------------------------------------------------------- ready to train
+
+
+@pytest.mark.parametrize("device, compile, compiled", [
+    ("cpu", None, False), ("cuda", None, True), ("cuda", False, False), ("cpu", True, True),
+])  # fmt: skip
+def test_compile_is_for_cuda_where_nothing_is_said(corpus, monkeypatch, device, compile, compiled):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
+    run = run_of(compile=compile)
+    run.machine, report = Machine(torch.device(device), torch.float32), Quiet()
+    assert train_drama.ready_to_train(run, report) is run.model
+    assert bool(asked) == bool(getattr(report, "said", [])) == compiled
+    assert all(p.grad is None for p in run.model.parameters())  # what was tried is no part of the training
+
+
+@pytest.mark.parametrize("error, ends", [
+    (RuntimeError("no compiler\nat all"), False), (MemoryError(), True),
+    (RuntimeError("CUDA out of memory."), True),
+])  # fmt: skip
+def test_a_machine_that_cannot_compile_trains_without(train, capsys, monkeypatch, error, ends):
+    def broken(model):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(MemoryError) if ends else contextlib.nullcontext():
+        assert train(out_dir="m", compile=True)["iteration"] == 21
+    said = "torch.compile does not work here (no compiler at all); going on without\n"
+    assert ends or said in capsys.readouterr().out
+
+
+def test_a_model_that_was_evaluated_is_trained_in_training_mode(corpus):
+    run = run_of()
+    run.model.eval()
+    assert train_drama.ready_to_train(run, Quiet()).training
+
+
+# ---------------------------------------------------------------------------- the loop
+
+
+class Watched(Split):
+    """Notes the windows that are read, in `read`."""
+
+    def windows(self, starts, length):
+        self.read.append((Path(self.mapped.filename).stem, starts.tolist()))
+        return super().windows(starts, length)
+
+
+def watched(read: list) -> Corpus:
+    data = load_data("drama", 32, CPU)
+    for name, split in (("train", data.train), ("val", data.val)):
+        setattr(data, name, Watched(Path(split.mapped.filename), len(split), split.vocab_size, CPU.device))
+        getattr(data, name).read = read
+    return data
+
+
+def test_it_learns_from_the_training_split_and_is_judged_on_both(train, corpus):
+    read = []
+    train(out_dir="m", corpus=watched(read))
+    drawn = [("train", 8)]
+    judged = [("train", 95), ("val", 94), ("val", 1)]  # of 3,020 tokens, the last window a short one
+    found = [(name, len(starts)) for name, starts in read]
+    assert found == 2 * (judged + 10 * drawn) + judged + drawn
+
+
+def test_a_bounded_evaluation_reads_so_many_batches_of_always_the_same_windows(train, corpus, monkeypatch):
+    monkeypatch.setattr(dataset, "EVAL_TOKENS", 3 * 32)
+    read = []
+    train(out_dir="m", corpus=watched(read), eval_iters=2)
+    judged = [(name, starts) for name, starts in read if len(starts) == 3]
+    assert [name for name, _ in judged] == 3 * ["train", "train", "val", "val"]
+    assert judged == 3 * judged[:4] and all(judged[n][1] != judged[n + 1][1] for n in (0, 2))
+
+
+def test_the_best_so_far_is_remembered_and_the_untrained_model_is_none(train, corpus):
+    given = iter([(0.9, 1.0), (1.9, 2.0), (2.9, 3.0)])  # train and val loss at 0, 10 and, continued, 20
+
+    class Given(Corpus):
+        def evaluate(self, *_):
+            return next(given)
+
+    data = loaded(Given)
+    train(out_dir="m", max_iters=10, corpus=data)
+    result = train(out_dir="m", corpus=data)
+    best = checkpoint.load("m/ckpt.pt")
+    assert (best["iteration"], best["train_loss"], best["val_loss"]) == (10, 1.9, 2.0)
+    assert best["speakers"] == data.speakers and set(data.speakers) == {"LUCIO", "ISABELLA", "First Lord"}
+    assert result == {"iteration": 21, "val_loss": 3.0, "best_val_loss": 2.0, "signal": 0}
+    result = train(out_dir="m", corpus=data)  # nothing was left to do
+    assert result == {"iteration": 21, "val_loss": 2.0, "best_val_loss": 2.0, "signal": 0}
+
+
 def test_speeds_are_of_the_iterations_alone_and_bits_of_characters(train, corpus, monkeypatch):
     clock = [0.0]
 
-    def slowed(seconds, real):
-        def slow(*given, **how):
+    def slow(seconds, real):
+        def slowed(*given):
             clock[0] += seconds
-            return real(*given, **how)
+            return real(*given)
 
-        return slow
+        return slowed
 
-    for name, seconds in dict(draw_batches=2.0, evaluate=100.0, generate=50.0).items():
-        monkeypatch.setattr(train_drama, name, slowed(seconds, getattr(train_drama, name)))
-    monkeypatch.setattr(train_drama, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(train_drama, "peak_flops", lambda machine: (1e9, "a guess"))
-    damage(corpus, val_characters=6040)  # twice as many as tokens
-    train(out_dir="m", sample_interval=8, gradient_accumulation_steps=2)
+    class Slow(Corpus):
+        batches, evaluate = slow(2.0, Corpus.batches), slow(100.0, Corpus.evaluate)
+
+    class Sampling(Report):
+        sample = slow(50.0, Report.sample)
+
+    monkeypatch.setattr(os, "fsync", slow(10.0, os.fsync))  # saving
+    monkeypatch.setattr(torch, "compile", slow(1000.0, lambda model: model))
+    train(
+        out_dir="m", sample_interval=8, gradient_accumulation_steps=2, compile=True, save_minutes=0.1,
+        report=Sampling(lambda: clock[0]), corpus=loaded(Slow, val_characters=6040),  # twice the tokens
+    )  # fmt: skip
     gpt, _ = checkpoint.build_model(checkpoint.load("m/ckpt.pt"), "m/ckpt.pt")
     tokens = 2 * 8 * 32
     for row in rows("m"):
@@ -155,43 +300,69 @@ def test_speeds_are_of_the_iterations_alone_and_bits_of_characters(train, corpus
             assert float(row["val_bits_per_char"]) == pytest.approx(float(row["val_loss"]) / math.log(2) / 2)
 
 
-def test_it_is_saved_every_so_many_minutes_and_nothing_before_the_first_iteration(train, monkeypatch):
-    clock, saved, draw, save = [0.0], [], train_drama.draw_batches, checkpoint.save
+def test_it_is_saved_every_so_many_minutes_and_nothing_before_the_first_iteration(
+    train, corpus, monkeypatch
+):  # fmt: skip
+    clock, saved, rename = [0.0], [], os.replace
 
-    def slow(*given):
-        clock[0] += 40
-        return draw(*given)
+    class Slow(Corpus):
+        def batches(self, *given):
+            clock[0] += 40
+            return super().batches(*given)
 
-    def watched(path, state):
-        saved.append(state.get("next_iteration", path.name))
-        save(path, state)
+    def watch(source, target):
+        rename(source, target)
+        if target.suffix == ".pt":
+            saved.append(checkpoint.load(target).get("next_iteration", target.name))
 
-    monkeypatch.setattr(train_drama, "draw_batches", slow)
-    monkeypatch.setattr(train_drama, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(checkpoint, "save", watched)
-    train(out_dir="m", save_minutes=2.5, eval_interval=100)
-    assert saved == [4, 8, 12, 16, 20, "ckpt.pt", 20, 21]
+    def save(**settings):
+        saved.clear()
+        train(corpus=loaded(Slow), report=Report(lambda: clock[0]), **settings)
+        return saved
+
+    monkeypatch.setattr(os, "replace", watch)
+    expected = [4, 8, "ckpt.pt", 10, 14, 18, "ckpt.pt", 20, 21]  # an evaluation's save counts as well
+    assert save(out_dir="m", save_minutes=2.5) == expected
+    save(out_dir="n", max_iters=9)
+    assert [n for n in save(out_dir="n", max_iters=10) if n != "ckpt.pt"] == [11]  # and not 10 once more
+
+
+def test_the_losses_are_drawn_on_the_way_once_a_minute(train, corpus):
+    pytest.importorskip("matplotlib")
+    clock, drawn = [0.0], []
+
+    class Slow(Corpus):
+        def batches(self, *given):
+            clock[0] += 7
+            drawn.append(os.path.exists("m/loss.png"))
+            return super().batches(*given)
+
+    train(out_dir="m", corpus=loaded(Slow), report=Report(lambda: clock[0]))
+    assert drawn == 10 * [False] + 11 * [True]
+
+
+class Died(BaseException):
+    pass
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "last.pt"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_run_that_dies_at_an_evaluation_s_save_loses_nothing(train, monkeypatch, name, when):
-    class Died(BaseException):
-        pass
+    report, rename = Report(), os.replace
 
-    def dying(path, state, real=checkpoint.save):
-        at = path.name == name and 10 in (state.get("iteration"), state.get("next_iteration"))
+    def dying(source, target):
+        at = target.name == name and report.run.iteration == 10
         if at and when == "before":
             raise Died
-        real(path, state)
+        rename(source, target)
         if at:
             raise Died
 
     train(out_dir="whole", max_iters=10)
     with monkeypatch.context() as m:
-        m.setattr(checkpoint, "save", dying)
+        m.setattr(os, "replace", dying)
         with pytest.raises(Died):
-            train(out_dir="m", max_iters=10)
+            train(out_dir="m", max_iters=10, report=report)
     train(out_dir="m", max_iters=10)
     for file in ("ckpt.pt", "last.pt"):
         assert equal(weights("whole", file), weights("m", file))
@@ -202,57 +373,123 @@ def test_a_run_whose_last_iteration_is_left_is_not_finished(train):
     assert train(out_dir="m", max_iters=10)["iteration"] == 11
 
 
-def test_the_float16_scale_is_remembered(train, monkeypatch):
-    small = dict(n_layer=1, n_embd=16, n_head=1, block_size=16, dtype="float16", out_dir="m")
-    real = torch.amp.GradScaler
-    with monkeypatch.context() as m:
-        m.setattr(torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=8.0, **k))
-        train(max_iters=7, **small)
-    train(**small)
-    assert checkpoint.load("m/last.pt")["scaler"]["scale"] == 8.0
+def signalled_at(iteration: int) -> Corpus:
+    class Signalled(Corpus):
+        def batches(self, settings, i, machine):
+            if i == iteration:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batches(settings, i, machine)
+
+    return loaded(Signalled)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_training_and_evaluation_multiply_in_the_dtype_asked_for(train, monkeypatch, dtype):
-    made, real = [], GPT.head
-
-    def head(self, x):
-        logits = real(self, x)
-        made.append((self.training, logits.dtype))
-        return logits
-
-    monkeypatch.setattr(GPT, "head", head)
-    train(out_dir="m", dtype=str(dtype)[6:], max_iters=0, n_layer=1, n_embd=16, n_head=1)
-    assert set(made) == {(True, dtype), (False, dtype)}
+class GPUs(Machine):
+    any_is_cheap = False
 
 
-# ---------------------------------------------------------------------------- going on
+@pytest.mark.parametrize("cls, reached", [(Machine, 13), (GPUs, 16)])
+def test_a_signal_ends_the_iteration_and_among_several_gpus_the_stretch_to_the_next_line(train, cls, reached):
+    machine = cls(CPU.device, CPU.dtype)
+    result = train(out_dir="m", machine=machine, corpus=signalled_at(12))
+    assert result["iteration"] == checkpoint.load("m/last.pt")["next_iteration"] == reached
+    assert result["signal"] == signal.SIGTERM
+
+
+def test_a_signal_that_another_process_has_got_ends_this_one_as_sigterm_does(train):
+    class Two(Machine):
+        def any(self, flag):
+            return True
+
+    result = train(out_dir="m", machine=Two(CPU.device, CPU.dtype))
+    assert (result["iteration"], result["signal"]) == (0, signal.SIGTERM)
+
+
+# ---------------------------------------------------------------------------- what is saved and continued
 
 
 @pytest.fixture
 def saved(corpus):
-    """saved(settings, launch="") writes a last.pt of those settings, without a training: its meta."""
-    _, _, meta = load_data("drama", 32, CPU)
+    """saved(settings, name=value, ...) writes a last.pt of those settings, without a training."""
+    data = loaded()
 
-    def write(settings, launch=""):
+    def write(settings, /, **changes):
         os.makedirs(settings.out_dir, exist_ok=True)
-        gpt = GPT(settings.model_config(meta["tokenizer"].vocab_size))
-        state = checkpoint.model_state(gpt, meta["tokenizer"], settings)
-        state |= dict(next_iteration=1, best_val_loss=1.0, optimizers=[], scaler={}, launch=launch)
-        checkpoint.save(Path(settings.out_dir, "last.pt"), {**state, "data_sha256": meta["sha256"]})
-        return meta
+        gpt = GPT(settings.model_config(data.tokenizer.vocab_size))
+        state = checkpoint.model_state(gpt, data.tokenizer, settings, data.speakers)
+        state |= dict(next_iteration=1, best_val_loss=1.0, optimizers=[], scaler={}, launch="")
+        state |= {"data_sha256": data.identity, **changes}
+        checkpoint.save(Path(settings.out_dir, "last.pt"), state)
+        return data.identity
 
     return write
 
 
+def test_the_first_process_alone_saves(corpus):
+    run = run_of(machine=replace(CPU, rank=1))
+    run.iteration = 1
+    run.save_last()
+    run.keep_best(1.0, 1.0)
+    assert run.best_val_loss == 1.0 and not os.path.exists("m")
+
+
+def test_other_processes_take_what_the_first_has_read(saved):
+    settings = Settings(**SMALL, out_dir="m")
+    saved(settings)
+    state = checkpoint.load("m/last.pt")
+    taken = run_of(out_dir="elsewhere")
+    state["optimizers"] = [optimizer.state_dict()["state"] for optimizer in taken.optimizers]
+
+    class Second(Machine):
+        def from_first(self, value):
+            return state if value is None else pytest.fail("it has read its own")
+
+    run = Run(settings, Second(CPU.device, CPU.dtype, rank=1), loaded())
+    assert (run.iteration, run.best_val_loss) == (1, 1.0)
+    assert equal(run.model.state_dict(), state["model"])
+
+
+def test_a_run_keeps_the_name_of_the_weights_it_began_with(saved):
+    s = Settings(**SMALL, out_dir="m")
+    saved(s)
+    state = checkpoint.load("m/last.pt")
+    state["settings"]["init_from"] = "gpt2"
+    state["optimizers"] = [optimizer.state_dict()["state"] for optimizer in run_of(out_dir="n").optimizers]
+    checkpoint.save(Path("m/last.pt"), state)
+    for asked in ("auto", "resume"):
+        run = Run(replace(s, init_from=asked), CPU, loaded())
+        assert run.settings.init_from == "gpt2"
+        with pytest.raises(FloatingPointError, match=r"--learning_rate and another --out_dir; what"):
+            run.keep_best(1.0, math.inf)
+
+
+def test_the_float16_scale_is_remembered(train):
+    class Scaled(Report):
+        def begin(self, run):
+            super().begin(run)
+            run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    how = {**MINI, "dtype": "float16", "out_dir": "m"}
+    train(max_iters=7, report=Scaled(), **how)
+    train(**how)
+    assert checkpoint.load("m/last.pt")["scaler"]["scale"] == 8.0
+
+
 def test_a_job_from_scratch_that_restarts_goes_on_with_its_own_run_alone(saved, monkeypatch):
     s = Settings(**SMALL, out_dir="m", init_from="scratch")
-    meta = saved(s, launch="one")
-    assert train_drama.saved_run(s, meta) is None  # the job's first start
+    identity = saved(s, launch="one")
+    assert saved_state(s, identity) is None  # the job's first start
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     for job in ("one", "two"):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
-        assert (train_drama.saved_run(s, meta) is not None) == (job == "one")
+        assert (saved_state(s, identity) is not None) == (job == "one")
+    assert saved_state(replace(s, out_dir="n"), identity) is None
+
+
+def test_what_is_saved_names_the_job(corpus, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    os.mkdir("m")
+    run_of().save_last()
+    assert checkpoint.load("m/last.pt")["launch"] == "one"
 
 
 OTHER = dict(
@@ -266,15 +503,21 @@ FREE += ("tensorboard", "wandb", "device", "dtype", "compile")
 @pytest.mark.parametrize("name", [name for name in Settings.__dataclass_fields__ if name != "out_dir"])
 def test_a_run_goes_on_with_another_value_of_what_changes_neither_text_nor_losses_alone(saved, name):
     s = {**SMALL, "out_dir": "m"}
-    meta = saved(Settings(**s))
+    identity = saved(Settings(**s))
     old = getattr(Settings(**s), name)
     new = OTHER.get(name, not old if isinstance(old, bool) else old * 2 or 1 if isinstance(old, int) else 0.5)
     changed = Settings(**{**s, name: new})
     if name in FREE:
-        assert train_drama.saved_run(changed, meta)
+        assert saved_state(changed, identity)
     else:
-        with pytest.raises(ValueError, match=f"{name} \\(saved"):
-            train_drama.saved_run(changed, meta)
+        with pytest.raises(UserError, match=f"{name} \\(saved"):
+            saved_state(changed, identity)
+
+
+def test_a_folder_that_is_moved_is_the_same_run(saved):
+    identity = saved(Settings(**SMALL, out_dir="m"))
+    os.rename("m", "n")
+    assert saved_state(Settings(**SMALL, out_dir="n"), identity) and {*FREE, "out_dir"} == FREE_TO_CHANGE
 
 
 def test_the_same_text_cut_elsewhere_is_another_run(call, corpus):
@@ -285,6 +528,106 @@ def test_the_same_text_cut_elsewhere_is_another_run(call, corpus):
     assert status == 2 and "the text in data/drama" in err
 
 
+@pytest.mark.parametrize("damage", [
+    dict(next_iteration=1.0), dict(next_iteration=-1), dict(best_val_loss=1), dict(optimizers={}),
+    dict(scaler=[]), dict(settings=None),
+])  # fmt: skip
+def test_a_last_pt_that_holds_no_state_is_refused(saved, damage):
+    s = Settings(**SMALL, out_dir="m")
+    identity = saved(s, **damage)
+    with pytest.raises(UserError, match=r"last\.pt holds no state to continue; --init_from=scratch"):
+        saved_state(s, identity)
+
+
+@pytest.mark.parametrize("optimizers", [[], [{}, {}], [{0: {"step": torch.ones(())}}], [{0: 1}], [3]])
+def test_an_optimizer_s_state_that_does_not_fit_is_refused(saved, optimizers):
+    s = Settings(**SMALL, out_dir="m")
+    saved(s, optimizers=optimizers)
+    with pytest.raises(UserError, match=r"last\.pt does not fit its settings; --init_from=scratch"):
+        Run(s, CPU, loaded())
+
+
+@pytest.mark.parametrize("corruption", [0.0, 0.05])
+def test_a_setting_that_is_no_more_is_refused_by_name_where_it_was_in_use(call, train, corruption):
+    train(out_dir="m", max_iters=3)
+    state = checkpoint.load("m/last.pt")
+    state["settings"]["corruption"] = corruption
+    checkpoint.save(Path("m/last.pt"), state)
+    before = weights("m")
+    status, out, err = call("train_drama.py", *flags(**{**SMALL, **SHORT, "max_iters": 5}, out_dir="m"))
+    if corruption:
+        assert status == 2 and "corruption (saved 0.05, and there is no such setting now)" in err
+        assert err.count("\n") == 1 and equal(before, weights("m"))
+    else:
+        assert (status, err) == (0, "") and "continuing at iteration 4" in out
+        assert checkpoint.load("m/last.pt")["next_iteration"] == 6
+
+
+# What the last version before the folder drama/ wrote, recorded from a run of it with SMALL and SHORT.
+OLD_CONFIG = dict(
+    block_size=32, vocab_size=43, n_layer=2, n_ensemble=1, n_head=2, n_embd=32, dropout=0.2, bias=False,
+    arch="gpt2", gelu="none",
+)  # fmt: skip
+OLD_SETTINGS = dict(
+    out_dir="m", dataset="drama", init_from="auto", save_minutes=5.0, arch="gpt2", n_layer=2, n_ensemble=1,
+    n_head=2, n_embd=32, block_size=32, dropout=0.2, bias=False, batch_size=8, gradient_accumulation_steps=1,
+    max_iters=20, learning_rate=1e-4, min_lr=1e-4, warmup_iters=5, lr_decay_iters=20, optimizer="adamw",
+    corruption=0.0, weight_decay=0.1, beta1=0.9, beta2=0.99, grad_clip=1.0, seed=1337, eval_interval=10,
+    eval_iters=0, log_interval=5, sample_interval=0, tensorboard=False, wandb=False, device="auto",
+    dtype="auto", compile=None,
+)  # fmt: skip
+OLD_SHAPES = {"wte.weight": (43, 32), "wpe.weight": (32, 32)}
+for n in (0, 1):
+    OLD_SHAPES |= {f"blocks.{n}.ln_1.weight": (32,), f"blocks.{n}.attn.c_attn.weight": (96, 32)}
+    OLD_SHAPES |= {f"blocks.{n}.attn.c_proj.weight": (32, 32), f"blocks.{n}.ln_2.weight": (32,)}
+    OLD_SHAPES |= {f"blocks.{n}.mlp.c_fc.weight": (128, 32), f"blocks.{n}.mlp.c_proj.weight": (32, 128)}
+OLD_SHAPES |= {"ln_f.weight": (32,)}
+OLD_IDENTITY = "4db987c4a33e5e952e3a931bacf84e5253a7e31a089bf379c2bbaa7c1a5e6f72"  # of helpers.play()
+
+
+def test_a_run_that_an_earlier_version_saved_loads_samples_and_continues(call, corpus):
+    meta = Path("data/drama/meta.json")
+    before = re.sub(r',\s*"speakers": \[.*?\]', "", meta.read_text(), flags=re.DOTALL)
+    assert "speakers" not in before
+    meta.write_text(before)
+    torch.manual_seed(0)
+    model = {name: torch.full(shape, 1.0) for name, shape in OLD_SHAPES.items()}
+    model = {name: w if "ln_" in name else 0.02 * torch.randn(w.shape) for name, w in model.items()}
+    tok = {"kind": "char", "chars": "".join(sorted(set(play())))}
+    common = dict(format=2, config=OLD_CONFIG, tokenizer=tok, settings=OLD_SETTINGS, model=model)
+    # each weight has gathered a momentum of its own, matrices first
+    names = sorted(model, key=lambda name: model[name].dim() == 1)
+    gathered = {
+        n: dict(
+            step=torch.tensor(21.0),
+            exp_avg=torch.full_like(model[name], 100.0 + n),
+            exp_avg_sq=torch.ones_like(model[name]),
+        )
+        for n, name in enumerate(names)
+    }
+    os.mkdir("m")
+    for name, values in {
+        "ckpt.pt": dict(iteration=20, train_loss=3.7, val_loss=3.8),
+        "last.pt": dict(
+            next_iteration=21, best_val_loss=3.8, data_sha256=OLD_IDENTITY, optimizers=[gathered], scaler={},
+            launch="",
+        ),
+    }.items():  # fmt: skip
+        state = {**common, **values}
+        torch.save({**state, "sha256": checkpoint.digest(state)}, f"m/{name}")
+    status, out, err = call("sample.py", "--out_dir=m", "--cast=CLAUDIUS", "--max_new_tokens=50")
+    assert (status, err) == (0, "") and "---" in out  # and nobody knows whether CLAUDIUS spoke
+    how = {**SMALL, **SHORT, "max_iters": 21, "learning_rate": 1e-4, "dtype": "float32"}
+    status, out, err = call("train_drama.py", *flags(**how, out_dir="m"))
+    assert (status, err) == (0, "") and "continuing at iteration 21" in out
+    assert checkpoint.load("m/last.pt")["next_iteration"] == 22
+    for name, new in weights("m").items():  # each has gone where its own momentum took it
+        step = 1e-4 * 0.9 * (100 + names.index(name)) / (1 - 0.9**22) / math.sqrt(0.99 / (1 - 0.99**22))
+        decay = 1e-4 * 0.1 if model[name].dim() > 1 else 0.0
+        moved = model[name] * (1 - decay) - new
+        torch.testing.assert_close(moved, torch.full_like(new, step), rtol=4e-3, atol=0)
+
+
 def test_every_setting_of_the_model_s_shape_reaches_it():
     given = dict(
         arch="modern", n_ensemble=2, n_layer=3, n_head=2, n_embd=8, bias=True, block_size=7, dropout=0.4
@@ -293,42 +636,135 @@ def test_every_setting_of_the_model_s_shape_reaches_it():
     assert {name: getattr(made, name) for name in given} == given and made.vocab_size == 9
 
 
+# ---------------------------------------------------------------------------- the corpus
+
+
+@pytest.fixture
+def fetched(folder, monkeypatch):
+    """What was fetched so far, in an empty folder, from a network that has the small play."""
+    sources = []
+
+    def fetch(source, place):
+        sources.append(source)
+        (folder / "play.txt").write_text(play(), encoding="utf-8")
+        return folder / "play.txt", "the network"
+
+    monkeypatch.setattr(prepare, "fetch", fetch)
+    return sources
+
+
+def test_the_default_corpus_is_fetched_where_it_is_missing(fetched):
+    for _ in range(2):
+        assert train_drama.find_corpus(Settings(block_size=32), CPU).source == "the network"
+    assert fetched == ["drama"]
+
+
+def test_one_process_of_a_computer_fetches_and_the_others_wait_for_it(fetched, monkeypatch):
+    def barrier():
+        assert not fetched
+        prepare.prepare(prepare.Settings())  # as the first does meanwhile
+
+    monkeypatch.setattr(torch.distributed, "barrier", barrier)
+    second = replace(CPU, rank=1, local_rank=1, world=2)
+    assert train_drama.find_corpus(Settings(block_size=32), second).source == "the network"
+
+
+def test_another_corpus_that_is_missing_is_not_fetched(fetched, call):
+    status, _, err = call("train_drama.py", "--dataset=mine")
+    assert status == 2 and "data/mine is not prepared; python prepare.py --dataset=mine" in err
+    assert err.count("\n") == 1 and not fetched and os.listdir() == []
+
+
 # ---------------------------------------------------------------------------- ending
 
 
+def test_logs_are_closed_however_a_training_ends(train, corpus):
+    closed = []
+
+    class Closing(Report):
+        def close(self):
+            closed.append(self.run.iteration)
+            super().close()
+
+    class Failing(Corpus):
+        def batches(self, settings, iteration, machine):
+            return [] if iteration < 3 else 1 / 0
+
+    train(out_dir="m", max_iters=1, report=Closing())
+    with pytest.raises(ZeroDivisionError):
+        train(out_dir="n", report=Closing(), corpus=loaded(Failing))
+    assert closed == [2, 3]
+
+
+class Full(Report):
+    """A disk that is full, from the first line on."""
+
+    def line(self, *_):
+        raise OSError(28, "No space left on device")
+
+
+class FullBefore(Report):
+    def evaluation(self, *_):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_loses_nothing(train, monkeypatch):
+    with pytest.raises(OSError, match="No space left"):
+        train(out_dir="m", report=Full())
+    assert checkpoint.load("m/last.pt")["next_iteration"] == 1
+    with pytest.raises(OSError, match="No space left"):
+        train(out_dir="n", report=FullBefore())
+    assert not os.path.exists("n/last.pt")  # there was nothing to lose
+    with monkeypatch.context() as m, pytest.raises(OSError, match="No space left"):
+        m.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        train(out_dir="m", report=Full())
+    assert train(out_dir="m")["iteration"] == 21
+
+
 def test_a_reader_that_goes_away_or_a_terminal_that_closes_loses_nothing(train, corpus):
-    train(out_dir="whole", max_iters=400, lr_decay_iters=400)
-    how = {**SMALL, **SHORT, "max_iters": 400, "lr_decay_iters": 400, "log_interval": 1, "eval_interval": 400}
-    piped = training(corpus, stdout=-1, **how, out_dir="m")
+    how = {**SMALL, **SHORT, "log_interval": 1, "eval_interval": 10**6, "lr_decay_iters": 100}
+    program = [ROOT / "train_drama.py", *flags(**{**how, "max_iters": 10**6}, out_dir="m")]
+    environ = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums are rounded alike
+
+    def reached():
+        return checkpoint.load("m/last.pt")["next_iteration"]
+
+    piped = start(corpus, *program, env=environ)
     assert any(line.startswith("iter 5:") for line in piped.stdout)
     piped.stdout.close()  # as `| head` does
-    assert piped.wait(60) == 1
-    reached = checkpoint.load("m/last.pt")["next_iteration"]
-    assert reached > 5
+    assert piped.wait(120) == 1 and reached() > 5
     mine, theirs = pty.openpty()
-    gone = training(corpus, stdout=theirs, **how, out_dir="m")
+    before, gone = reached(), start(corpus, *program, env=environ, stdout=theirs)
     os.close(theirs)
     with open(mine, "rb") as terminal:
         assert any(line.count(b"iter ") for line in terminal)
-    assert gone.wait(60) == 1
-    last, reached = reached, checkpoint.load("m/last.pt")["next_iteration"]
-    assert reached > last
-    closed = training(corpus, stdout=-1, **how, out_dir="m")
+    assert gone.wait(120) == 1 and reached() > before
+    before, closed = reached(), start(corpus, *program, env=environ)
     assert any(line.startswith("iter") for line in closed.stdout)
     closed.send_signal(signal.SIGHUP)
-    out = closed.communicate(timeout=60)[0]
+    out = closed.communicate(timeout=120)[0]
     assert closed.returncode == 128 + signal.SIGHUP and "saved; the same command continues" in out
-    assert checkpoint.load("m/last.pt")["next_iteration"] > reached
-    train(**{**how, "out_dir": "m"})
+    assert reached() > before
+    end = reached() + 2
+    for out_dir in ("m", "whole"):
+        train(**{**how, "out_dir": out_dir, "max_iters": end})
     assert equal(weights("whole"), weights("m"))
-    assert [int(row["iter"]) for row in rows("m") if row["loss"]] == list(range(401))
+    assert [int(row["iter"]) for row in rows("m") if row["loss"]] == list(range(end + 1))
 
 
-def test_out_of_memory_says_which_settings_to_lower(call, corpus, monkeypatch):
-    def too_large(*_):
-        torch.empty(2**50)
+@pytest.mark.parametrize("error, status, words", [
+    (lambda: torch.empty(2**50), 1, "train_drama.py: out of memory; lower --batch_size and raise"),
+    (lambda: torch.empty(2) @ torch.empty(3), 1, "RuntimeError"),
+])  # fmt: skip
+def test_out_of_memory_says_which_settings_to_lower(call, corpus, monkeypatch, error, status, words):
+    class TooLarge(Corpus):
+        def evaluate(self, *_):
+            error()
 
-    monkeypatch.setattr(train_drama, "evaluate", too_large)
-    status, _, err = call("train_drama.py", *flags(**SMALL, **SHORT, out_dir="m"))
-    assert status == 1 and err.count("\n") == 1
-    assert re.match(r"train_drama.py: out of memory; lower --batch_size", err)
+    def main():
+        train_drama.train(Settings(**SMALL, **SHORT, out_dir="m"), corpus=loaded(TooLarge))
+
+    monkeypatch.setitem(PROGRAMS, "train_drama.py", SimpleNamespace(main=main))
+    found, _, err = call("train_drama.py")
+    assert found == status and words in err
+    assert (err.count("\n") == 1) == err.startswith("train_drama.py: out of memory")

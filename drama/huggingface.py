@@ -4,30 +4,21 @@ Needs safetensors, tokenizers or huggingface_hub where one is used, and says so;
 """
 
 import dataclasses
-import importlib
 import itertools
 import re
 from pathlib import Path
 
+from drama.program import optional
+
 import torch
 
-import checkpoint
+from configurator import UserError
+from drama import checkpoint
+from drama.disk import read_json
+from drama.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
-from tokenizer import CharTokenizer
 
-OWN_WEIGHTS = ("auto", "resume", "scratch")  # of init_from: what a run of ours begins with
 OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-
-
-def optional(name: str):
-    """An optional package. Raises ValueError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ValueError(f"this needs a package: pip install {name.partition('.')[0]}") from None
-
-
-# ---------------------------------------------------------------------------- weights
 
 
 def their_name(name: str) -> str:
@@ -43,11 +34,11 @@ def transposed(name: str) -> bool:
 def to_gpt2(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT-2's weights under transformers' names; biases that ours does not have are zero there.
 
-    Raises ValueError for what transformers has no class for.
+    Raises UserError for what transformers has no class for.
     """
     for name, value in {"arch": "gpt2", "n_ensemble": 1}.items():
         if (own := getattr(model.config, name)) != value:
-            raise ValueError(f"{name}={own!r} has no counterpart there; train with --{name}={value}")
+            raise UserError(f"{name}={own!r} has no counterpart there; train with --{name}={value}")
     weights = {}
     for name, value in model.state_dict().items():
         value = value.detach().float()
@@ -66,16 +57,12 @@ def fetched(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     hub = optional("huggingface_hub")
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
     try:
-        return Path(
-            hub.snapshot_download(name, allow_patterns=["config.json", "model.safetensors", "tokenizer.json"])
-        )
-    except Exception as e:  # whatever its HTTP library raises
-        raise OSError(
-            0,
-            f"{name} is no folder here and could not be fetched ({type(e).__name__}); try again with a "
-            "network, or give a folder with config.json and model.safetensors",
-        ) from None
+        return Path(hub.snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError) as e:  # ValueError: what came is not what was published
+        advice = "try again with a network, or give a folder with config.json and model.safetensors"
+        raise OSError(0, f"{name} could not be fetched ({type(e).__name__}); {advice}") from None
 
 
 PLAIN = {  # what a GPT-2 may also be told to do, and ours does not
@@ -84,60 +71,55 @@ PLAIN = {  # what a GPT-2 may also be told to do, and ours does not
 }  # fmt: skip
 
 
+def their_config(path: Path, dropout: float) -> GPTConfig:
+    """The shape that a config.json describes. Raises LookupError, TypeError or ValueError for another."""
+    theirs = read_json(path)
+    if theirs["model_type"] != "gpt2" or any(theirs.get(key, PLAIN[key]) != PLAIN[key] for key in PLAIN):
+        raise ValueError("another kind of model")
+    if theirs.get("n_inner") not in (None, 4 * theirs["n_embd"]):
+        raise ValueError("another width")
+    return GPTConfig(
+        **{name: theirs[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
+        block_size=theirs["n_positions"],
+        dropout=dropout,
+        bias=True,
+        gelu={"gelu": "none", "gelu_new": "tanh"}[theirs["activation_function"]],
+    )
+
+
 def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
     """A GPT-2 from a folder in Hugging Face's format or from its hub, its context cropped to block_size.
 
-    Raises ValueError for what is no GPT-2 or was trained with another tokenizer than tok, OSError where it
+    Raises UserError where it is not a GPT-2 or was trained with another tokenizer than tok, OSError where it
     cannot be fetched.
     """
     folder = fetched(name)
-    load_file = optional("safetensors.torch").load_file
-    refuse = ValueError(f"{folder} holds no GPT-2 in Hugging Face's format (config.json, model.safetensors)")
+    safetensors = optional("safetensors.torch", "safetensors")
+    refusal = UserError(f"{folder} holds no GPT-2 in Hugging Face's format (config.json, model.safetensors)")
     try:
-        theirs = checkpoint.read_json(folder / "config.json")
-        stored = load_file(folder / "model.safetensors")
-        if theirs["model_type"] != "gpt2" or any(theirs.get(key, PLAIN[key]) != PLAIN[key] for key in PLAIN):
-            raise refuse
-        if theirs.get("n_inner") not in (None, 4 * theirs["n_embd"]):
-            raise refuse
-        config = GPTConfig(
-            block_size=theirs["n_positions"],
-            vocab_size=theirs["vocab_size"],
-            n_layer=theirs["n_layer"],
-            n_head=theirs["n_head"],
-            n_embd=theirs["n_embd"],
-            dropout=dropout,
-            bias=True,
-            gelu={"gelu": "none", "gelu_new": "tanh"}[theirs["activation_function"]],
-        )
-        stored = {"transformer." + name.removeprefix("transformer."): value for name, value in stored.items()}
-        with torch.device("meta"), checkpoint.Unfilled():
-            model = GPT(config)
-        weights = {}
-        for name in model.state_dict():
-            value = stored[their_name(name)].float()
-            weights[name] = value.T.contiguous() if transposed(name) else value
-        model.load_state_dict(weights, assign=True)
+        config = their_config(folder / "config.json", dropout)
+        stored = safetensors.load_file(folder / "model.safetensors")
         spelled = folder / "tokenizer.json"
-        known = checkpoint.read_json(spelled)["model"]["vocab"] if spelled.is_file() else vocabulary(tok)
+        known = read_json(spelled)["model"]["vocab"] if spelled.is_file() else vocabulary(tok)
         same_tokens = all(known.get(token) == n for token, n in vocabulary(tok).items())
-    except OSError:
-        raise
-    except Exception:  # safetensors has a class of its own for what it cannot read
-        raise refuse from None
+    except (LookupError, TypeError, ValueError, AttributeError, optional("safetensors").SafetensorError):
+        raise refusal from None
     if config.vocab_size != tok.vocab_size or not same_tokens:
-        raise ValueError(
-            f"{name} was trained on other tokens ({config.vocab_size:,} of them) than the text is encoded in "
-            f"({tok.vocab_size:,}); for OpenAI's weights prepare it with --tokenizer=gpt2"
-        )
+        advice = "for OpenAI's weights prepare the text with --tokenizer=gpt2"
+        raise UserError(f"{name} was trained on other tokens than the text is encoded in; {advice}")
     if block_size > config.block_size:
-        raise ValueError(f"block_size={block_size} is more than the {config.block_size} of {name}")
+        raise UserError(f"block_size={block_size} is more than the {config.block_size} of {name}")
+    stored = {"transformer." + key.removeprefix("transformer."): value for key, value in stored.items()}
+    model = checkpoint.empty_model(config)
+    try:
+        weights = {key: stored[their_name(key)].float() for key in model.state_dict()}
+        weights = {key: value.T.contiguous() if transposed(key) else value for key, value in weights.items()}
+        model.load_state_dict(weights, assign=True)
+    except (KeyError, RuntimeError):  # a weight is missing, or has another shape
+        raise refusal from None
     model.config = dataclasses.replace(config, block_size=block_size)
     model.wpe = torch.nn.Embedding.from_pretrained(model.wpe.weight[:block_size].clone(), freeze=False)
     return model
-
-
-# ---------------------------------------------------------------------------- tokenizers
 
 
 def merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -158,9 +140,8 @@ def merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 # GPT-2's spelling of each byte as a printable character
-PLAIN_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-VISIBLE = {b: chr(b) for b in PLAIN_BYTES}
-VISIBLE |= {b: chr(256 + n) for n, b in enumerate(b for b in range(256) if b not in PLAIN_BYTES)}
+VISIBLE = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
+VISIBLE |= {b: chr(256 + n) for n, b in enumerate(sorted(set(range(256)) - set(VISIBLE)))}
 
 
 def spell(token: bytes) -> str:

@@ -1,15 +1,12 @@
 """Take a model to other tools.
 
-    python export.py model/ckpt.pt              into hf/, for transformers.pipeline("text-generation", "hf")
-    python export.py model/ckpt.pt --to=onnx    into onnx/, for onnxruntime, which needs no PyTorch
+    python -m tools.export model/ckpt.pt              into hf/, for transformers' pipeline
+    python -m tools.export model/ckpt.pt --to=onnx    into onnx/, for onnxruntime, which needs no PyTorch
 
-The text written there is this project's in float32, up to block_size tokens; what each does beyond differs.
-Either needs a few packages (safetensors and tokenizers, or onnxscript and tokenizers), and says so.
+The text written there equals this project's in float32, up to block_size tokens; beyond that it differs.
+Each needs a few packages (safetensors and tokenizers, or onnxscript and tokenizers), and says so.
 """
 
-from configurator import configure, files, run  # first: see starting() there
-
-# isort: split
 import contextlib
 import io
 import json
@@ -19,29 +16,33 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from drama.program import optional, run_program
 
 import torch
 
-import checkpoint
-from generation import generate
-from huggingface import OWN_WEIGHTS, fast_tokenizer, optional, to_gpt2
+from configurator import UserError, check, configure, split_files
+from drama import checkpoint
+from drama.generation import generate
+from drama.huggingface import fast_tokenizer, to_gpt2
+from drama.run import OWN_WEIGHTS
+from drama.tokenizer import CharTokenizer
 from model import GPT
-from tokenizer import CharTokenizer
+
+Format = Literal["hf", "onnx"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """python export.py CKPT.pt [--name=value ...]"""
+    """python -m tools.export CKPT.pt [--name=value ...]"""
 
-    to: str = "hf"  # hf, Hugging Face's format for GPT-2; or onnx, which takes arch=modern as well
+    to: Format = "hf"  # hf, Hugging Face's format for GPT-2; or onnx, which takes arch=modern as well
     out: str = ""  # the folder to write, which must not be there yet; empty: named as the format is
 
     def __post_init__(self):
-        if self.to not in FORMATS:
-            raise ValueError(f"to={self.to!r} is none of {', '.join(FORMATS)}")
+        check(self)
 
-
-# ---------------------------------------------------------------------------- Hugging Face
 
 TRANSFORMERS = """from transformers import pipeline
 write = pipeline("text-generation", "{out}")
@@ -49,25 +50,18 @@ print(write("LUCIO:", max_length={block_size}, do_sample=True, temperature=0.8)[
 
 
 def write_hf(folder: Path, model: GPT):
-    """What transformers loads. Raises ValueError for a model it has no class for."""
+    """What transformers loads. Raises UserError for a model it has no class for."""
     c = model.config
     config = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": c.vocab_size,
-        "n_positions": c.block_size,
-        "n_ctx": c.block_size,  # llama.cpp's name for it
-        "n_layer": c.n_layer,
-        "n_head": c.n_head,
-        "n_embd": c.n_embd,
+        **{name: getattr(c, name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
+        **dict.fromkeys(("n_positions", "n_ctx"), c.block_size),  # n_ctx is llama.cpp's name for it
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), c.dropout),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
         "activation_function": {"none": "gelu", "tanh": "gelu_new"}[c.gelu],
-        "embd_pdrop": c.dropout,
-        "attn_pdrop": c.dropout,
-        "resid_pdrop": c.dropout,
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": None,
         "dtype": "float32",
     }
     written = {
@@ -84,8 +78,6 @@ def write_hf(folder: Path, model: GPT):
     for name, value in written.items():
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
 
-
-# ---------------------------------------------------------------------------- ONNX
 
 ONNXRUNTIME = """import numpy, onnxruntime, tokenizers
 tok = tokenizers.Tokenizer.from_file("{out}/tokenizer.json")
@@ -114,7 +106,7 @@ def write_onnx(folder: Path, model: GPT):
     optional("onnxscript")
     tokens = torch.zeros(1, min(3, model.config.block_size), dtype=torch.long)
     length = torch.export.Dim("length", min=1, max=model.config.block_size)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it tells of its own steps
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -126,21 +118,27 @@ def write_onnx(folder: Path, model: GPT):
             logging.disable(logging.NOTSET)
 
 
-# ---------------------------------------------------------------------------- both
-
 FORMATS = {"hf": (write_hf, TRANSFORMERS, "transformers"), "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime")}
 
-CARD = """---
+
+def card(state: dict, model: GPT, tok, library: str, code: str) -> str:
+    """A model card: the data, the settings, the losses, how to use it, and a sample."""
+    first = 0 if isinstance(tok, CharTokenizer) else tok.encode("\n").item()  # not every text has newlines
+    sample = generate(model, torch.tensor([[first]]), 400, temperature=0.8)
+    settings, origin = state["settings"], state["settings"]["init_from"]
+    return f"""---
 library_name: {library}
 pipeline_tag: text-generation
 ---
 # A GPT that writes plays
 
-Trained on {dataset}{origin}: {parameters:.2f}M parameters, {tokenizer}.
+Trained on {settings["dataset"]}{" from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}"}:
+{model.num_params() / 1e6:.2f}M parameters, a vocabulary of {tok.vocab_size:,}.
 
-- {shape}
-- validation loss {val_loss:.4f} nats a token at iteration {iteration:,} (training loss {train_loss:.4f})
-- settings: {settings}
+- {", ".join(f"{name} {value}" for name, value in state["config"].items())}
+- validation loss {state["val_loss"]:.4f} nats per token at iteration {state["iteration"]:,} (training loss \
+{state["train_loss"]:.4f})
+- settings: {", ".join(f"{name} {settings[name]}" for name in settings)}
 
 ```python
 {code}
@@ -149,48 +147,26 @@ Trained on {dataset}{origin}: {parameters:.2f}M parameters, {tokenizer}.
 It writes:
 
 ```
-{sample}
+{tok.decode(sample[0].tolist()).strip(chr(10))}
 ```
 """
 
 
-def card(state: dict, model: GPT, tok, library: str, code: str) -> str:
-    """A model card: the data, the settings, the losses, how to use it, and a sample."""
-    first = 0 if isinstance(tok, CharTokenizer) else tok.encode("\n").item()  # not every text has newlines
-    sample = generate(model, torch.tensor([[first]]), 400, temperature=0.8)
-    settings = state["settings"]
-    origin = settings["init_from"]
-    return CARD.format(
-        library=library,
-        dataset=settings["dataset"],
-        origin=" from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}",
-        parameters=model.num_params() / 1e6,
-        tokenizer="characters" if isinstance(tok, CharTokenizer) else f"{tok.vocab_size:,} byte-pair tokens",
-        shape=", ".join(f"{name} {value}" for name, value in state["config"].items()),
-        val_loss=state["val_loss"],
-        train_loss=state["train_loss"],
-        iteration=state["iteration"],
-        settings=", ".join(f"{name} {settings[name]}" for name in settings),
-        code=code,
-        sample=tok.decode(sample[0].tolist()).strip("\n"),
-    )
-
-
 def export(path: Path, settings: Settings):
-    """Write a model into a new folder. Raises ValueError for one that the format has no place for."""
+    """Write a model into a new folder. Raises UserError for one that does not fit the format."""
     out = Path(settings.out or settings.to)
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
     tokens = fast_tokenizer(tok)
     if not {"train_loss", "val_loss", "iteration"} <= state.keys():
-        raise ValueError(f"{path} is no ckpt.pt")
+        raise UserError(f"{path} is no ckpt.pt")
     if out.exists():
-        raise ValueError(f"out={str(out)!r} is there already; give a folder that is not")
+        raise UserError(f"out={str(out)!r} is there already; give a folder that is not")
     write, code, library = FORMATS[settings.to]
     code = code.format(out=out.name, block_size=model.config.block_size)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as beside:  # the folder is whole or absent
-        folder = Path(beside) / "whole"
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
+        folder = Path(temporary) / "whole"
         folder.mkdir()
         write(folder, model.eval())
         tokens.save(str(folder / "tokenizer.json"))
@@ -200,11 +176,11 @@ def export(path: Path, settings: Settings):
 
 
 def main():
-    given, others = files(sys.argv[1:], ".pt")
-    if len(given) > 1:
-        raise ValueError(f"one checkpoint at a time, not {' '.join(given)}")
-    export(Path(given[0] if given else "model/ckpt.pt"), configure(Settings, others))
+    files, others = split_files(sys.argv[1:], ".pt")
+    if len(files) > 1:
+        raise UserError(f"one checkpoint at a time, not {' '.join(files)}")
+    export(Path(files[0] if files else "model/ckpt.pt"), configure(Settings, others))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program(main)

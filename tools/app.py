@@ -1,13 +1,10 @@
 """A page to write scenes on, for the browsers of this machine.
 
-    pip install "gradio>=6" && python app.py        then open the address it prints
+    pip install "gradio>=6" && python -m tools.app        then open the address it prints
 
-All who open it share the models in memory; each writing has its own text and its own cache.
+All who open it share the models in memory; each text has its own cache.
 """
 
-from configurator import configure, one_line, run  # first: see starting() there
-
-# isort: split
 import contextlib
 import os
 import secrets
@@ -17,36 +14,35 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from drama.program import is_out_of_memory, optional, run_program
 
-import checkpoint
-from generation import pack, stream
-from huggingface import optional
-from machine import DTYPES, find_device, find_dtype
+from configurator import UserError, check, configure, one_line
+from drama import checkpoint
+from drama.generation import pack, prompt_ids, stream
+from drama.machine import Dtype, find_device, find_dtype
+from drama.scene import Cast, Director, cast_names, fountain
 from sample import LONGEST_PROMPT
 from sample import Settings as SampleSettings
-from scene import Cast, Director, cast_names, fountain
 
 MAX_NEW_TOKENS = 5_000  # of one click
-AT_ONCE = 2  # writings at the same time; others wait in the queue
-QUEUE = 16  # who waits; whoever comes then is asked to try again
+AT_ONCE = 2  # texts written at the same time; other requests wait in the queue
+QUEUE = 16  # requests that may wait; further ones are refused
 IN_MEMORY = 2  # models
 
 
 @dataclass(frozen=True)
 class Settings:
-    """python app.py [--name=value ...]"""
+    """python -m tools.app [--name=value ...]"""
 
-    models: str = "model"  # the folder whose ckpt.pt files, in it and in its folders, can be picked
+    models: str = "model"  # the folder with models: every ckpt*.pt in it and in its folders
     port: int = 0  # of 127.0.0.1; 0: the first free one from 7860 on
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
-    dtype: str = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32 (exact)
+    dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32 (exact)
 
     def __post_init__(self):
-        if not 0 <= self.port < 65536:
-            raise ValueError(f"port={self.port} is not between 0 and 65535")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+        check(self, dict(port=0))
+        if self.port > 65535:
+            raise UserError(f"port={self.port} is above 65535")
 
 
 class Models:
@@ -68,13 +64,13 @@ class Models:
         return [name for _, name in sorted(found, reverse=True)]
 
     def get(self, name: str):
-        """(model, tokenizer). Raises ValueError for a name that is not there or holds no model."""
+        """(model, tokenizer). Raises UserError for a name that is not there or holds no model."""
         if name not in self.names():
-            raise ValueError(f"there is no checkpoint {name or ''} under {self.root}; train a model first")
+            raise UserError(f"there is no checkpoint {name or ''} under {self.root}; train a model first")
         path = self.root / name
         with self.lock:
             written_at, model, tok = self.loaded.pop(name, (None, None, None))
-            while len(self.loaded) >= IN_MEMORY:  # before another takes their place in memory
+            while len(self.loaded) >= IN_MEMORY:  # to have room before another is loaded
                 del self.loaded[next(iter(self.loaded))]
             now = path.stat().st_mtime_ns
             if written_at != now:  # a training may have written a better one since
@@ -87,21 +83,28 @@ class Models:
     def write(self, name: str, start: str, cast: str, temperature: float, max_new_tokens: int):
         """Yield the text that continues start, ten times a second and at its end.
 
-        Raises ValueError for what cannot be written.
+        Raises UserError for what cannot be written.
         """
         if len(start) > LONGEST_PROMPT:
-            raise ValueError(f"the scene has {len(start):,} characters; {LONGEST_PROMPT:,} are the most")
+            raise UserError(f"the scene has {len(start):,} characters; {LONGEST_PROMPT:,} are the most")
         if not (1 <= max_new_tokens <= MAX_NEW_TOKENS and 0 <= temperature <= 2):
-            raise ValueError(f"the length is 1 to {MAX_NEW_TOKENS:,}, the temperature 0 to 2")
+            raise UserError(f"the length is 1 to {MAX_NEW_TOKENS:,}, the temperature 0 to 2")
         model, tok = self.get(name)
         start = start or "\n"
-        who = cast_names(cast)
-        director = Director(tok, start, 1, Cast(who, tok) if who else None)
-        ids = torch.from_numpy(tok.encode(start).astype("int64"))[None].to(self.device)
-        how = {"temperature": temperature, "top_k": SampleSettings.top_k, "top_p": SampleSettings.top_p}
-        how["seed"] = secrets.randbits(32)  # another text each time
+        names = cast_names(cast)
+        director = Director(tok, start, 1, Cast(names, tok) if names else None)
+        tokens = stream(
+            model,
+            prompt_ids(tok, start, model),
+            int(max_new_tokens),
+            temperature=temperature,
+            top_k=SampleSettings.top_k,
+            top_p=SampleSettings.top_p,
+            seed=secrets.randbits(32),  # another text each time
+            director=director,
+        )
         shown_at = 0.0
-        for _ in stream(model, ids, int(max_new_tokens), director=director, **how):
+        for _ in tokens:
             if self.ended.is_set():
                 return
             if time.monotonic() - shown_at > 0.1:
@@ -120,16 +123,18 @@ SAVE = """(text) => {
 
 
 def page(models: Models):
-    """The page, as gradio's Blocks. Raises ValueError where gradio is not installed."""
+    """The page, as gradio's Blocks. Raises UserError where gradio is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
     gr = optional("gradio")
 
     def write(*request):
         try:
             yield from models.write(*request)
-        except (ValueError, OSError, RuntimeError) as e:  # the last when no memory is left
-            what = one_line(e)
-            raise gr.Error(what, title="Not written", duration=None, print_exception=False) from None
+        except Exception as e:
+            if not isinstance(e, (UserError, OSError)) and not is_out_of_memory(e):
+                raise  # a bug
+            reason = one_line(e)
+            raise gr.Error(reason, title="Not written", duration=None, print_exception=False) from None
 
     def latest():
         names = models.names()
@@ -141,9 +146,7 @@ def page(models: Models):
             with gr.Column(scale=1):
                 name = latest()
                 start = gr.Textbox("LUCIO:", lines=2, label="Start", info="the text to continue")
-                cast = gr.Textbox(
-                    label="Cast", info="who may speak, as in LUCIO, ISABELLA; empty: whoever the model likes"
-                )
+                cast = gr.Textbox(label="Cast", info="who may speak: LUCIO, ISABELLA; empty: anybody")
                 temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="tame to wild")
                 info = "of a click, in characters or pieces of words"
                 length = gr.Slider(1, MAX_NEW_TOKENS, 600, step=1, label="Length", info=info)
@@ -175,12 +178,12 @@ def main():
     settings = configure(Settings, sys.argv[1:])
     models = Models(settings)
     if not models.names():
-        raise ValueError(f"there is no ckpt.pt under {models.root}: train a model first, or give --models")
+        raise UserError(f"there is no ckpt.pt under {models.root}: train a model first, or give --models")
     here = page(models)
     from starlette.middleware import Middleware  # gradio's own
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    # no other site may speak to it under a name of its own, and no file is taken
+    # no other web site can reach it through the browser, and no file can be uploaded
     only_here = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     try:
         _, address, _ = here.launch(
@@ -197,4 +200,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program(main)

@@ -1,14 +1,11 @@
-"""How weights change: the learning rate, AdamW, Muon, and what they gather.
-
-`settings` are train_drama's.
-"""
+"""The learning rate, AdamW and Muon. `settings` are train_drama's."""
 
 import math
 from collections import defaultdict
 
 import torch
 
-from machine import Machine
+from drama.machine import Machine
 from model import GPT
 
 
@@ -24,8 +21,7 @@ def learning_rate_at(settings, iteration: int) -> float:
 
 
 def make_optimizers(model: GPT, settings, machine: Machine) -> list[torch.optim.Optimizer]:
-    """AdamW, which decays the matrices and leaves norms and biases alone; for optimizer=muon, Muon beside it
-    for the matrices of the blocks."""
+    """AdamW, with weight decay on matrices only; with optimizer=muon, Muon for the matrices of the blocks."""
     s = settings
     muon = [p for p in model.blocks.parameters() if p.dim() == 2 and s.optimizer == "muon"]
     taken = set(map(id, muon))
@@ -43,13 +39,12 @@ def make_optimizers(model: GPT, settings, machine: Machine) -> list[torch.optim.
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict):
-    """Give an optimizer what it had gathered. Raises ValueError where that is another one's."""
+    """Load an optimizer's saved state. Raises ValueError where it belongs to other weights."""
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     weights = {p for group in optimizer.param_groups for p in group["params"]}
-    gathered = optimizer.state
-    if gathered and set(gathered) != weights:  # nothing is there when the first steps overflowed
+    if optimizer.state and set(optimizer.state) != weights:  # empty when all steps so far overflowed
         raise ValueError("not of these weights")
-    for p, values in gathered.items():
+    for p, values in optimizer.state.items():
         if any(value.dim() and value.shape != p.shape for value in values.values()):
             raise ValueError("not of these sizes")
 
@@ -57,8 +52,8 @@ def restore(optimizer: torch.optim.Optimizer, state: dict):
 def orthogonalize(matrices, dtype: torch.dtype):
     """The orthogonal matrices U Vᵀ near matrices = U S Vᵀ (N, rows, columns), by five Newton-Schulz steps.
 
-    Singular values come out between 0.7 and 1.2 rather than at 1, which does as well; the coefficients, which
-    take small ones there soonest, are Muon's (below).
+    Singular values come out between 0.7 and 1.2, not at 1, which does as well. The coefficients are Muon's:
+    they raise small singular values fastest.
     """
     wide = matrices.size(1) <= matrices.size(2)
     x = (matrices if wide else matrices.mT).to(dtype)
@@ -72,10 +67,10 @@ def orthogonalize(matrices, dtype: torch.dtype):
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are orthogonal matrices (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
-    For the matrices within a network; embeddings, the head, norms and biases belong to AdamW. Its steps are
-    scaled to be as large as AdamW's, so that both go by one learning rate (Liu et al., 2025,
-    arXiv:2502.16982). The same as torch.optim.Muon, but for the number format of its products, which is
-    bfloat16 there: where a processor has no such products, they take a hundred times as long as in float32.
+    For the matrices within the blocks; AdamW takes embeddings, the head, norms and biases. Steps are scaled
+    to the size of AdamW's, so that both use one learning rate (Liu et al., 2025, arXiv:2502.16982). The same
+    as torch.optim.Muon except for the number format of its products, which is always bfloat16 there: on a
+    processor without bfloat16 instructions that takes a hundred times as long as float32.
     """
 
     def __init__(self, params, lr: float, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95):

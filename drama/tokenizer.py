@@ -7,12 +7,16 @@ checkpoint.
 
 import base64
 
+from drama.program import optional
+
 import numpy as np
+
+from configurator import UserError
 
 UNKNOWN = 0xFFFF  # never an id: ids are uint16 and at most 65,535 characters are taken
 
 
-class UnknownCharacters(ValueError):
+class UnknownCharacters(UserError):
     """Text holds characters that the tokenizer was not made from; `characters` has each of them once."""
 
     def __init__(self, characters: list[str]):
@@ -23,7 +27,7 @@ class UnknownCharacters(ValueError):
 
 
 class CharTokenizer:
-    """One id a character, in the order of `chars`."""
+    """One id for each character, in the order of `chars`."""
 
     def __init__(self, chars: str):
         if not chars or len(set(chars)) != len(chars) or len(chars) > UNKNOWN:
@@ -33,17 +37,9 @@ class CharTokenizer:
         self._points = np.array([ord(c) for c in chars], dtype="<u4")
         self._ids = np.full(0x110000, UNKNOWN, dtype=np.uint16)  # one entry a Unicode code point
         self._ids[self._points] = np.arange(len(chars))
-        ascii_ids = self._ids[:128]
-        self._ascii = None  # ids of ASCII characters as bytes, where they fit; 255 is unknown
-        if (ascii_ids[ascii_ids != UNKNOWN] < 255).all():
-            self._ascii = np.minimum(ascii_ids, 255).astype(np.uint8).tobytes() + b"\xff" * 128
 
     def encode(self, text: str) -> np.ndarray:
         """ids (len(text),) uint16. Raises UnknownCharacters, which names each of them."""
-        if self._ascii and text.isascii():  # three times faster than what follows
-            ids = np.frombuffer(text.encode().translate(self._ascii), dtype=np.uint8)
-            if 255 not in ids:
-                return ids.astype(np.uint16)
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         ids = self._ids[points]
         unknown = ids == UNKNOWN
@@ -70,12 +66,12 @@ LARGEST = 65_536  # ids are uint16
 class BPETokenizer:
     """Byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909), run by tiktoken; it can spell any text.
 
-    tokens: the bytes of each id, the more often merged first, every single byte among them.
-    special: tokens with a meaning of their own, which no text encodes to; their ids are the last.
+    tokens: the bytes of each id, in the order of merging; every single byte is one of them.
+    special: tokens that no text is encoded to, such as GPT-2's end of text; they have the last ids.
     """
 
     def __init__(self, tokens: list[bytes], special: tuple[str, ...] = ()):
-        import tiktoken  # takes a tenth of a second, which a model of characters need not wait
+        import tiktoken  # takes a tenth of a second, and characters do not need it
 
         if len(set(tokens)) != len(tokens) or not {bytes([b]) for b in range(256)} <= set(tokens):
             raise ValueError("a byte-pair vocabulary has every byte, and no token twice")
@@ -94,13 +90,9 @@ class BPETokenizer:
     def learn(cls, chunks, vocab_size: int) -> "BPETokenizer":
         """A vocabulary of vocab_size tokens, or as many as there are to find, from text in pieces.
 
-        Raises ValueError without rustbpe.
+        Raises UserError where rustbpe is not installed.
         """
-        try:
-            import rustbpe
-        except ImportError:
-            raise ValueError("learning a byte-pair vocabulary needs rustbpe: pip install rustbpe") from None
-        trainer = rustbpe.Tokenizer()
+        trainer = optional("rustbpe").Tokenizer()
         trainer.train_from_iterator(chunks, vocab_size=vocab_size, pattern=GPT2_PATTERN)
         return cls([bytes(token) for token, _ in trainer.get_mergeable_ranks()])
 
@@ -111,26 +103,24 @@ class BPETokenizer:
 
         try:
             encoding = tiktoken.get_encoding("gpt2")
-        except Exception as e:  # whatever its HTTP library raises
-            raise OSError(
-                0,
-                f"tiktoken could not fetch GPT-2's vocabulary ({type(e).__name__}); try again with a "
-                "network, or set TIKTOKEN_CACHE_DIR to a folder where it was fetched before",
-            ) from None
+        except (OSError, ValueError) as e:  # ValueError: what came is not what was published
+            advice = "try again with a network, or set TIKTOKEN_CACHE_DIR to where it was fetched before"
+            message = f"GPT-2's vocabulary could not be fetched ({type(e).__name__}); {advice}"
+            raise OSError(0, message) from None
         tokens = [encoding.decode_single_token_bytes(n) for n in range(encoding.n_vocab - 1)]
         return cls(tokens, ("<|endoftext|>",))
 
     def encode(self, text: str) -> np.ndarray:
-        """ids, at most one a UTF-8 byte, uint16."""
+        """ids, uint16, at most one for each UTF-8 byte."""
         try:
             return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
         except BaseException as e:
             if type(e).__name__ != "PanicException":  # tiktoken's regular expressions run out of stack
                 raise
-            raise ValueError("the text has a run of white space that is too long for byte pairs") from None
+            raise UserError("the text has a run of white space that is too long for byte pairs") from None
 
     def decode(self, ids) -> str:
-        """The text; bytes that are no UTF-8, as where a character was cut in two, as U+FFFD."""
+        """The text, with U+FFFD for bytes that are not UTF-8, such as half a character."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids) -> bytes:

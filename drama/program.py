@@ -1,0 +1,168 @@
+"""Running as a program: how it starts, which signals stop it, and how it ends.
+
+A program imports this before torch (the linter's order of imports sees to that) and ends with
+
+    if __name__ == "__main__":
+        run_program(main)
+
+Exit status: 0 when all is well, 2 for what the person asked wrongly, 1 for what failed underneath (disk,
+network, memory, a loss that is not finite) and for a bug, 130 for Ctrl-C, 143 for SIGTERM.
+"""
+
+import importlib
+import os
+import re
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from configurator import UserError, one_line
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = (ROOT, ROOT / "tools")  # the folders they are in
+
+
+def starting():
+    """Until `run_program` begins, Ctrl-C kills the program and a missing package is one line.
+
+    Python's own way, a KeyboardInterrupt, is lost or aborts when it meets torch's C++ code being imported.
+    """
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if not main or Path(main).resolve().parent not in PROGRAMS:
+        return  # imported by a test or a notebook
+    sys.excepthook = without_package
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def without_package(kind, error, trace):
+    """sys.excepthook: a package that is not installed gets one line."""
+    if not issubclass(kind, ModuleNotFoundError):
+        return sys.__excepthook__(kind, error, trace)
+    print(f"{program_name()}: {error}; run pip install -r requirements.txt", file=sys.stderr)
+
+
+starting()
+
+
+def optional(name: str, package: str = ""):
+    """The module of an optional package. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = package or name.partition(".")[0]
+        raise UserError(f"this needs {package}: pip install {package}") from None
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the program stands, so that it cleans up as it does for Ctrl-C."""
+
+
+def terminate(signum, frame):
+    raise Terminated
+
+
+class Stop:
+    """True once SIGINT, SIGTERM or SIGHUP (the terminal was closed) has come, so that a loop can finish its
+    iteration and save. A second signal ends the program at once, except SIGHUP, which comes twice by itself.
+    What is ignored, as under nohup, stays ignored.
+    """
+
+    def __init__(self):
+        self.signum = 0
+        self.handlers = {}  # as they were before
+
+    def __bool__(self):
+        return self.signum != 0
+
+    def __enter__(self):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signum = getattr(signal, name, None)  # Windows has no SIGHUP
+            if signum and signal.getsignal(signum) != signal.SIG_IGN:
+                self.handlers[signum] = signal.signal(signum, self.catch)
+        return self
+
+    def catch(self, signum, frame):
+        self.signum = signum
+        if signum != getattr(signal, "SIGHUP", None):
+            self.restore()
+
+    def restore(self):
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+    def __exit__(self, *exception):
+        self.restore()
+
+
+def run_program(main):
+    """Call main() and exit with its status, or with one line on standard error and the status that fits.
+
+    Anything but what the module's docstring names is a bug: it shows its traceback.
+    """
+    signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = main() or 0
+        if sys.stdout:
+            sys.stdout.flush()
+    except SystemExit as e:  # --help
+        status = e.code
+    except (Exception, KeyboardInterrupt, Terminated) as e:
+        status = explain(e)
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as e:  # Python would try again, and complain, at the very end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not status:
+            status = explain(e)
+    raise SystemExit(status)
+
+
+def explain(error: BaseException) -> int:
+    """Print what ended the program; returns its exit status."""
+    match error:
+        case BrokenPipeError():  # the reader went away, as in `| head`
+            return 1
+        case KeyboardInterrupt() | Terminated():
+            status, message = 130 if isinstance(error, KeyboardInterrupt) else 143, "stopped"
+        case UserError():
+            status, message = 2, one_line(error)
+        case OSError():
+            file = f"{error.filename}: " if error.filename else ""
+            status, message = 1, file + (error.strerror or one_line(error) or type(error).__name__)
+        case _ if is_out_of_memory(error):
+            status, message = 1, one_line(error) or "out of memory"
+        case FloatingPointError():
+            status, message = 1, one_line(error)
+        case _:
+            traceback.print_exception(error)
+            status, message = 1, f"this is a bug; {where_to_look(error)}"
+    newline = "\n" if isinstance(error, KeyboardInterrupt) else ""  # after the terminal's ^C
+    print(f"{newline}{program_name()}: {message}", file=sys.stderr)
+    return status
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class for it, which is a RuntimeError; MPS and the CPU, by system, have their words."""
+    if isinstance(error, RuntimeError):
+        return bool(re.search("out of memory|allocate memory|not enough memory", str(error)))
+    return isinstance(error, MemoryError)
+
+
+def where_to_look(error: BaseException) -> str:
+    """For a bug: the innermost file of this project, where someone's edit may be at fault."""
+    files = [Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [file.relative_to(ROOT) for file in files if file.parent in (*PROGRAMS, ROOT / "drama")]
+    look = f"if you edited {ours[-1]}, the lines above show where it failed; " if ours else ""
+    return f"{look}if you edited nothing, please report it with these lines (CONTRIBUTING.md says where)"
+
+
+def program_name() -> str:
+    return os.path.basename(sys.argv[0])

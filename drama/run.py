@@ -1,0 +1,168 @@
+"""The state of a training: begun, continued, saved. `settings` are train_drama's."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from configurator import UserError
+from drama import checkpoint
+from drama.dataset import Corpus
+from drama.huggingface import OPENAI_WEIGHTS, from_gpt2
+from drama.machine import Machine
+from drama.optimizer import make_optimizers, restore
+from model import GPT
+
+OWN_WEIGHTS = ("auto", "resume", "scratch")  # values of init_from that begin with random weights
+NAMED_WEIGHTS = OWN_WEIGHTS + OPENAI_WEIGHTS
+SHAPE = ("arch", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")  # what pretrained weights fix
+
+# Settings that may differ when a run is continued: they change neither what it reads nor what it learns.
+FREE_TO_CHANGE = {
+    "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "log_interval", "sample_interval",
+    "tensorboard", "wandb", "device", "dtype", "compile",
+}  # fmt: skip
+
+
+class Run:
+    """The state of a training; what it saves is what it holds.
+
+    iteration: the next one, and so the number of updates made. train_loss, val_loss: of the last evaluation.
+    """
+
+    def __init__(self, settings, machine: Machine, corpus: Corpus):
+        """A run at its first iteration, or where last.pt of settings.out_dir left it. Collective.
+
+        Raises UserError for a saved run of other settings and for weights that do not fit, OSError for
+        weights that cannot be had.
+        """
+        self.settings, self.machine, self.corpus = settings, machine, corpus
+        self.out = Path(settings.out_dir)
+        self.iteration, self.best_val_loss = 0, math.inf
+        self.train_loss = self.val_loss = math.inf
+        # the files are needed on the first process's machine only
+        state = machine.from_first(saved_state(settings, corpus.identity) if machine.rank == 0 else None)
+        torch.manual_seed(settings.seed)
+        if state is None:
+            self.model = new_model(settings, corpus.tokenizer)
+        else:
+            self.model, _ = checkpoint.build_model(state, self.out / "last.pt")
+            self.iteration, self.best_val_loss = state["next_iteration"], state["best_val_loss"]
+            self.val_loss = self.best_val_loss
+            origin = state["settings"].get("init_from", "auto")
+            if origin not in OWN_WEIGHTS:  # where its weights come from, whatever is asked now
+                self.settings = dataclasses.replace(settings, init_from=origin)
+        self.model.to(machine.device)
+        self.optimizers = make_optimizers(self.model, settings, machine)
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+        if state is not None:
+            self.restore(state)
+
+    @property
+    def finished(self) -> bool:
+        return self.iteration > self.settings.max_iters
+
+    def restore(self, state: dict):
+        """Take over the optimizer state of last.pt. Raises UserError where it is another model's."""
+        try:
+            for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+                restore(optimizer, optimizer_state)
+            if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in float16 so far
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+            path = self.out / "last.pt"
+            raise UserError(f"{path} does not fit its settings; --init_from=scratch starts over") from None
+
+    def keep_best(self, train_loss: float, val_loss: float):
+        """Take note of an evaluation; save ckpt.pt when it is the best so far. An untrained model is not."""
+        self.train_loss, self.val_loss = train_loss, val_loss
+        self.require_finite(math.isfinite(val_loss), f"the validation loss is {val_loss}", self.iteration)
+        if self.iteration and val_loss < self.best_val_loss:
+            self.save("ckpt.pt", iteration=self.iteration, train_loss=train_loss, val_loss=val_loss)
+            self.best_val_loss = val_loss
+
+    def save_last(self):
+        """Save last.pt, from which the next start continues."""
+        self.save(
+            "last.pt",
+            next_iteration=self.iteration,
+            best_val_loss=self.best_val_loss,
+            data_sha256=self.corpus.identity,
+            optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            scaler=self.scaler.state_dict(),
+            launch=launch(),
+        )
+
+    def save(self, name: str, **values):
+        if self.machine.rank:
+            return
+        finite = all(p.isfinite().all() for p in self.model.parameters())
+        self.require_finite(finite, "the weights are no longer finite", self.iteration)
+        corpus = self.corpus
+        common = checkpoint.model_state(self.model, corpus.tokenizer, self.settings, corpus.speakers)
+        checkpoint.save(self.out / name, {**common, **values})
+
+    def require_finite(self, finite: bool, what: str, iteration: int):
+        """Raise FloatingPointError with what happened unless all is finite."""
+        if not finite:
+            restart = "--init_from=scratch" if self.settings.init_from in OWN_WEIGHTS else "another --out_dir"
+            advice = f"start over with a lower --learning_rate and {restart}; what was saved is kept"
+            raise FloatingPointError(f"{what} at iteration {iteration}; {advice}")
+
+
+def new_model(settings, tok) -> GPT:
+    """A model to begin with. Raises UserError or OSError for weights that cannot be had or do not fit."""
+    if settings.init_from in OWN_WEIGHTS:
+        return GPT(settings.model_config(tok.vocab_size))
+    model = from_gpt2(settings.init_from, settings.block_size, settings.dropout, tok)
+    shape = {name: getattr(model.config, name) for name in SHAPE}
+    if any(getattr(settings, name) != value for name, value in shape.items()):
+        flags = " ".join(f"--{name}={value}" for name, value in shape.items())
+        raise UserError(f"{settings.init_from} is of another shape; its own is {flags}")
+    return model
+
+
+def saved_state(settings, identity: str) -> dict | None:
+    """What last.pt holds, when this run continues it. Raises UserError when it is another run's."""
+    path = Path(settings.out_dir) / "last.pt"
+    scratch = settings.init_from == "scratch"
+    if scratch and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return None
+    if not path.exists():
+        return None
+    state = checkpoint.load(path)
+    if scratch and state.get("launch") != launch():  # a process died, but before it had saved anything
+        return None
+    types = dict(next_iteration=int, best_val_loss=float, optimizers=list, scaler=dict, settings=dict)
+    if any(type(state.get(name)) is not kind for name, kind in types.items()) or state["next_iteration"] < 0:
+        raise UserError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
+    saved = state["settings"]
+    asked = dataclasses.asdict(settings)
+    different = [
+        f"{name} (saved {saved.get(name)!r}, asked {asked[name]!r})"
+        for name in asked
+        if name not in FREE_TO_CHANGE and saved.get(name) != asked[name]
+    ]
+    gone = [name for name in saved if name not in asked and saved[name]]  # of an earlier version, and in use
+    different += [f"{name} (saved {saved[name]!r}, and there is no such setting now)" for name in gone]
+    if settings.init_from not in (*OWN_WEIGHTS, saved.get("init_from")):
+        different.append(f"init_from (saved {saved.get('init_from')!r}, asked {settings.init_from!r})")
+    if state.get("data_sha256") != identity:
+        different.append(f"the text in data/{settings.dataset}")
+    if different:
+        advice = f"{way_to_start_over(saved.get('init_from'))}or another --out_dir"
+        others = f"{path} is a run with other settings: {'; '.join(different)}"
+        raise UserError(f"{others}. Give the same ones to continue it, {advice}")
+    return state
+
+
+def way_to_start_over(init_from: str) -> str:
+    """For messages; a run that began with pretrained weights cannot start over with random ones."""
+    return "--init_from=scratch to start over (its files are kept), " if init_from in OWN_WEIGHTS else ""
+
+
+def launch() -> str:
+    """What torchrun calls the job, the same after it has restarted a process that died."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")

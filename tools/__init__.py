@@ -1,0 +1,1 @@
+"""Further programs: python -m tools.app, tools.export, tools.plot, tools.bench."""
