@@ -124,7 +124,8 @@ def convert(name: str, value, kind):
     except (ValueError, KeyError, OverflowError):
         pass
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}[kind]
-    raise UserError(f"{name}={value!r} is not {wanted}")
+    shown = "a number of very many digits" if type(value) is int and abs(value) >= 2**63 else repr(value)
+    raise UserError(f"{name}={shown} is not {wanted}")
 
 
 def help_text(cls) -> str:

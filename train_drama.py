@@ -251,8 +251,8 @@ def train(
             "out of memory; lower --batch_size and raise --gradient_accumulation_steps by as much, or give "
             "a smaller --n_embd or --block_size; with another --out_dir if this run was saved before"
         ) from None
-    losses = {"val_loss": run.val_loss, "best_val_loss": run.best_val_loss}
-    return {"iteration": run.iteration, **losses, "signal": signum}
+    losses = dict(val_loss=run.val_loss, best_val_loss=run.best_val_loss)
+    return dict(iteration=run.iteration, signal=signum, **losses)
 
 
 def train_run(run: Run, report: Report) -> int:

@@ -16,6 +16,7 @@ import pickletools
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -97,21 +98,24 @@ def load(path: Path) -> dict:
         raise refusal
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED:
+        fitting = fits(state, size)
+    except DAMAGED:  # of fits: kinds of tensors that are not plain
         raise refusal from None
+    if not fitting:
+        raise refusal
     if not isinstance(state, dict) or "sha256" not in state:
         raise UserError(f"{path} is not a checkpoint of this project (nanoGPT's cannot be read)")
-    if state.get("format") != FORMAT:
-        versions = f"format {state.get('format')}, here {FORMAT}"
+    found = state.get("format")
+    if type(found) is not int or found != FORMAT:
+        versions = f"format {one_line(found)[:20]}, here {FORMAT}"
         raise UserError(f"{path} is of another version of this project ({versions}); train again")
     claimed = state.pop("sha256")
     try:
-        sound = fits(state, size) and claimed == digest(state)
-    except (RuntimeError, TypeError, RecursionError):  # kinds of tensors that are not plain, or a loop
-        sound = False
-    if not sound:
-        raise refusal
-    return state
+        if claimed == digest(state):
+            return state
+    except (RuntimeError, TypeError, RecursionError):  # tensors that are not plain, lists that are too deep
+        pass
+    raise refusal
 
 
 def read_pickle(path: Path, size: int) -> bytes | None:
@@ -140,7 +144,8 @@ def is_plain(operations: list) -> bool:
 def fits(state, size: int) -> bool:
     """Whether a tree claims at most size bytes: strides and shared parts can claim any number.
 
-    A tensor claims what its shape says, anything else a byte at least.
+    A tensor claims what its shape says, anything else a byte at least. Attributes of dictionaries are dropped
+    on the way: they could stand in for methods.
     """
     left = [state]
     while left and size >= 0:
@@ -149,14 +154,17 @@ def fits(state, size: int) -> bool:
             size -= value.numel() * value.element_size()
         else:
             size -= 1
-            if isinstance(value, (dict, list, tuple)):
-                left += value.values() if isinstance(value, dict) else value
+            if isinstance(value, OrderedDict):
+                vars(value).clear()
+            if isinstance(value, dict):
+                left += [*value.keys(), *value.values()]
+            elif isinstance(value, (list, tuple)):
+                left += value
     return size >= 0
 
 
 def model_state(model: GPT, tok, settings, speakers=()) -> dict:
-    """What ckpt.pt and last.pt have in common: a model, its tokenizer, the settings of its run, and who
-    speaks in the training text."""
+    """What ckpt.pt and last.pt have in common; speakers are those of the training text."""
     return {
         "config": dataclasses.asdict(model.config),
         "tokenizer": tok.to_dict(),
@@ -177,6 +185,7 @@ class Unfilled(torch.overrides.TorchFunctionMode):
 
 def build_model(state: dict, path: Path) -> tuple[GPT, object]:
     """(model, tokenizer) from what `load` returned. Raises UserError where they do not fit."""
+    unfit = f"{path} holds no model that fits its own settings"
     try:
         config, weights = GPTConfig(**state["config"]), state["model"]
         tok = tokenizer.from_dict(state["tokenizer"])
@@ -190,13 +199,18 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
             raise ValueError("sizes differ")
         if not isinstance(state["settings"], dict):
             raise ValueError("no settings")
+        speakers = state.get("speakers", [])  # which earlier versions did not save
+        if type(speakers) is not list or any(type(name) is not str for name in speakers):
+            raise ValueError("no speakers")
+        if any(weight.dtype != torch.float32 for weight in weights.values()):
+            raise ValueError("weights in another number format")
     except (LookupError, TypeError, ValueError, AttributeError) as e:
-        raise unfit(path, e) from None
+        raise UserError(f"{unfit} ({one_line(e)[:100] or type(e).__name__})") from None
     model = empty_model(config)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as e:
-        raise unfit(path, e) from None
+        raise UserError(f"{unfit} ({one_line(e)[:100]})") from None
     return model, tok
 
 
@@ -204,11 +218,6 @@ def empty_model(config: GPTConfig) -> GPT:
     """A model whose weights take no memory, to be replaced by others."""
     with torch.device("meta"), Unfilled():
         return GPT(config)
-
-
-def unfit(path: Path, error: Exception) -> UserError:
-    why = str(error).partition("\n")[0] or type(error).__name__
-    return UserError(f"{path} holds no model that fits its own settings ({one_line(why)})")
 
 
 def set_aside(out: Path) -> list[str]:

@@ -13,6 +13,7 @@ from drama.disk import read_json
 from drama.machine import Machine, random_stream
 from model import GPT
 
+AGAIN = "run prepare.py again"
 # A batch of evaluation: fixed, so that no setting of a training changes how its losses are rounded.
 EVAL_TOKENS = 16384
 EVAL_LOGITS = 2**26  # fewer tokens where each has many: at 10 bytes per logit, 0.7 GB
@@ -22,15 +23,14 @@ class Split:
     """The tokens of one split: on the GPU when they take a small part of its memory, else memory-mapped."""
 
     def __init__(self, path: Path, n_tokens: int, vocab_size: int, device: torch.device):
-        again = "run prepare.py again"
         if not path.is_file():
-            raise UserError(f"{path} is missing; {again}")
+            raise UserError(f"{path} is missing; {AGAIN}")
         if (size := path.stat().st_size) != 2 * n_tokens:
-            raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * n_tokens:,}; {again}")
+            raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * n_tokens:,}; {AGAIN}")
         self.device, self.vocab_size = device, vocab_size
         self.mapped = np.memmap(path, dtype="<u2", mode="r")
         if self.mapped.max() >= vocab_size:
-            raise UserError(f"{path} holds tokens that meta.json does not know; {again}")
+            raise UserError(f"{path} holds tokens that meta.json does not know; {AGAIN}")
         self.resident = None
         if device.type == "cuda" and 4 * n_tokens < torch.cuda.mem_get_info(device)[0] / 8:
             self.resident = torch.from_numpy(self.mapped.astype(np.int32)).to(device)
@@ -99,7 +99,7 @@ def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
 
     Raises UserError when files are missing, damaged or too short for block_size.
     """
-    folder, again = Path("data", name), "run prepare.py again"
+    folder = Path("data", name)
     try:
         meta = read_json(folder / "meta.json")
         counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
@@ -111,9 +111,9 @@ def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
         if type(speakers) is not list or not all(type(speaker) is str for speaker in speakers):
             raise ValueError
     except UserError as e:
-        raise UserError(f"{e}; {again}") from None
+        raise UserError(f"{e}; {AGAIN}") from None
     except (LookupError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{folder / 'meta.json'} is damaged; {again}") from None
+        raise UserError(f"{folder / 'meta.json'} is damaged; {AGAIN}") from None
     for split, count in counts.items():
         if count < block_size + 1:
             needs = f"block_size={block_size} needs {block_size + 1:,}"

@@ -6,6 +6,7 @@ Each log has row(iter=..., name=value, ...), which is called for each line that 
 import csv
 import dataclasses
 import io
+import math
 from pathlib import Path
 
 from drama.program import optional
@@ -110,10 +111,13 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         with open(path, newline="", encoding="utf-8") as f:
             for row in csv.DictReader(f):
                 for name in row.keys() - {"iter", "sample"}:
-                    if row[name]:
+                    if row[name] and math.isfinite(value := float(row[name])):  # a run may end with NaN
+                        iteration = int(row["iter"])
+                        if max(iteration, abs(value)) > 1e15:
+                            raise ValueError  # which no picture could show
                         iterations, values = columns.setdefault(name, ([], []))
-                        iterations.append(int(row["iter"]))
-                        values.append(float(row[name]))
+                        iterations.append(iteration)
+                        values.append(value)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a training writes it") from None
     except (KeyError, TypeError, ValueError, csv.Error):

@@ -131,10 +131,7 @@ class Machine:
 
 
 def training_machine(device: str, dtype: str) -> Machine:
-    """Make ready to train on a device, as one of torchrun's processes if it started this one.
-
-    Raises UserError for a device that is not there.
-    """
+    """Make ready to train, as one of torchrun's processes if it started this one. Raises UserError."""
     environ = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     rank, local_rank, world = environ["RANK"], environ["LOCAL_RANK"], max(1, environ["WORLD_SIZE"])
     if world > 1:  # a GPU each, or the CPU together

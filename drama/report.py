@@ -64,7 +64,6 @@ class Report:
             self.say("such machines: python train_drama.py config/laptop.py --out_dir=model/laptop")
         if run.iteration:
             self.say(f"continuing at iteration {run.iteration}")
-        self.start_clock()
 
     def start_clock(self):
         """The next iterations' time counts from here."""
@@ -172,8 +171,8 @@ class Report:
         if run.machine.rank == 0:
             best = f", best val loss {run.best_val_loss:.4f}: {sample_command(run)}"
             print(f"this run is finished{best if math.isfinite(run.best_val_loss) else ''}")
-            start_over = way_to_start_over(run.settings.init_from)
-            print(f"give a larger --max_iters to train it further, {start_over}or another --out_dir")
+            advice = f"{way_to_start_over(run.settings.init_from)}or another --out_dir"
+            print(f"give a larger --max_iters to train it further, {advice}")
 
 
 def sample_command(run: Run) -> str:

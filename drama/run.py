@@ -29,7 +29,7 @@ FREE_TO_CHANGE = {
 class Run:
     """The state of a training; what it saves is what it holds.
 
-    iteration: the next one, and so the number of updates made. train_loss, val_loss: of the last evaluation.
+    iteration: the next one, and so the number of updates made. val_loss: of the last evaluation.
     """
 
     def __init__(self, settings, machine: Machine, corpus: Corpus):
@@ -41,7 +41,7 @@ class Run:
         self.settings, self.machine, self.corpus = settings, machine, corpus
         self.out = Path(settings.out_dir)
         self.iteration, self.best_val_loss = 0, math.inf
-        self.train_loss = self.val_loss = math.inf
+        self.val_loss = math.inf
         # the files are needed on the first process's machine only
         state = machine.from_first(saved_state(settings, corpus.identity) if machine.rank == 0 else None)
         torch.manual_seed(settings.seed)
@@ -77,7 +77,7 @@ class Run:
 
     def keep_best(self, train_loss: float, val_loss: float):
         """Take note of an evaluation; save ckpt.pt when it is the best so far. An untrained model is not."""
-        self.train_loss, self.val_loss = train_loss, val_loss
+        self.val_loss = val_loss
         self.require_finite(math.isfinite(val_loss), f"the validation loss is {val_loss}", self.iteration)
         if self.iteration and val_loss < self.best_val_loss:
             self.save("ckpt.pt", iteration=self.iteration, train_loss=train_loss, val_loss=val_loss)

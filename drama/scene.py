@@ -12,7 +12,7 @@ from configurator import UserError
 from drama.tokenizer import UnknownCharacters
 
 SPEECH = re.compile(r"([^\n:：]{1,60})[:：]\n")
-NEXT_SPEECH = re.compile(r"\n\n" + SPEECH.pattern)
+NEXT_NAME = re.compile(r"\n\n([^\n:：]{1,60})[:：](?=\n)")
 
 
 def speeches(text: str) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ class Speakers:
         self.length += len(piece)
         text = self.tail + piece
         self.tail = text[-64:]  # a speech's first line may end in the next piece
-        found = [name.strip() for name in NEXT_SPEECH.findall(text)]
+        found = [name.strip() for name in NEXT_NAME.findall(text) if name.strip()]
         self.names = list(dict.fromkeys(self.names + found)) if self.length <= self.LONGEST else []
 
 

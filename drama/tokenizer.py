@@ -71,7 +71,7 @@ class BPETokenizer:
     """
 
     def __init__(self, tokens: list[bytes], special: tuple[str, ...] = ()):
-        import tiktoken  # takes a tenth of a second, and characters do not need it
+        tiktoken = optional("tiktoken")  # takes a tenth of a second, and characters do not need it
 
         if len(set(tokens)) != len(tokens) or not {bytes([b]) for b in range(256)} <= set(tokens):
             raise ValueError("a byte-pair vocabulary has every byte, and no token twice")
@@ -99,7 +99,7 @@ class BPETokenizer:
     @classmethod
     def gpt2(cls) -> "BPETokenizer":
         """GPT-2's own, from tiktoken. Raises OSError where its files cannot be fetched."""
-        import tiktoken
+        tiktoken = optional("tiktoken")
 
         try:
             encoding = tiktoken.get_encoding("gpt2")

@@ -1,9 +1,12 @@
 """The fixtures: a place to train in, and programs run as a person runs them."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the programs too: for small models, threads cost more than they do
 
 import pytest
 import torch
@@ -46,11 +49,6 @@ def figures(capfd):
             print(f"\n{text}")
 
     return show
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@ import json
 import re
 
 import pytest
-from helpers import CPU, SHORT, SMALL, flags, play, start
+from helpers import SMALL, play
 
-from drama import checkpoint
 from tools import bench
 
 NANO = {
@@ -41,19 +40,54 @@ def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, 
     assert sorted((corpus / "data").iterdir()) == before  # nothing is left behind
 
 
-def test_what_a_model_writes_is_measured_by_the_program_itself(clone):
-    """The model spells one word, which is not in the play: "kgin"."""
-    for command in (
-        ["prepare.py", "--input=play.txt", "--dataset=short"],
-        ["train_drama.py", *flags(**{**SMALL, **SHORT, "n_embd": 48, "dataset": "short", "out_dir": "model/one"}),
-         "--arch=modern"],
-        ["-m", "tools.bench", "text", "--rounds=1", "--out_dir=model/one"],
-    ):  # fmt: skip
-        if "text" in command:
-            spell(clone / "model/one/ckpt.pt", " kgin")
-        process = start(clone, *command)
-        out, err = process.communicate(timeout=600)
-        assert (process.returncode, err) == (0, "")
-    figures = last_line(out)
-    assert (figures["unknown_words_percent"], figures["copied_percent"]) == (100, 0)
-    assert figures["characters_per_s"] > 0 and "training" not in out
+def test_ratios_are_theirs_over_ours_and_figures_are_medians(capsys):
+    measured = {"train_ms": [2, 1, 9], "nanogpt_train_ms": [8], "copied_percent": [0.0], "decode_s": []}
+    bench.report(measured, "a machine")
+    figures = last_line(capsys.readouterr().out)
+    assert figures == {
+        "machine": "a machine", "train_ms": 2, "nanogpt_train_ms": 8, "ratio_train_ms": 4, "copied_percent": 0
+    }  # fmt: skip
+
+
+def test_iteration_times_are_read_from_the_log_lines_of_both_projects():
+    lines = [
+        (0.1, "step 0: train loss 4.2, val loss 4.2\n"),
+        (1, "iter 0: loss 4.2, time 30.23ms, mfu 12.50%\n"),
+        (2, "iter 1: loss 4.1, time 8210.00ms, mfu -100.00%\n"),
+    ]
+    assert bench.Done(2, lines, 0).iteration_times() == [30.23, 8210.0]
+
+
+def test_a_program_that_fails_is_named_with_its_last_words(tmp_path):
+    with pytest.raises(OSError, match=r"-c import sys.* failed: no luck"):
+        bench.python("-c", "import sys; print('well', flush=True); sys.exit('no luck')", folder=tmp_path)
+
+
+def test_unknown_words_and_copied_stretches_are_counted(train, monkeypatch):
+    train(max_iters=1, eval_interval=1)
+    learned = play()[:27_175]  # the training split
+    at = learned.index("\n\nLUCIO:\n", 1000) + 2
+    speech = learned[at : learned.index(" ", at + 60)]
+    said = speech + " # zzz end\n---------------\n"
+    lines = [(0, line) for line in said.splitlines(keepends=True)]
+    seeds = []
+    monkeypatch.setattr(
+        bench, "python", lambda *_, seed, **kw: seeds.append(seed) or bench.Done(1.0, lines, 0)
+    )
+    measured, _ = (bench.bench_text(bench.Settings(), None, None, n) for n in range(2))
+    words = len(re.findall("[A-Za-z]+", speech)) + 1  # zzz, which is unknown; the last is not read
+    assert measured["unknown_words_percent"] == pytest.approx([100 / words])
+    windows = len(said.removesuffix("\n---------------\n")) - 49
+    copied = len(speech + " ") - 49  # "#" is nowhere in the play
+    assert measured["copied_percent"] == pytest.approx([100 * copied / windows])
+    assert len(set(seeds)) == 2  # another text each round
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["train", "--against=."], "not a checkout of nanoGPT"), (["--rounds=0"], "rounds=0 is below 1"),
+    (["fly"], "fly is none of train, sample"), (["--against=no/such/place"], "not a checkout"),
+    (["--dtype=int8"], "dtype='int8' is none of"),
+])  # fmt: skip
+def test_a_wrong_request_gets_one_line(call, folder, argv, words):
+    status, _, err = call("bench.py", *argv)
+    assert status == 2 and err.count("\n") == 1 and words in err

@@ -5,15 +5,16 @@ import re
 import subprocess
 import sys
 
-import checkpoint
 import pytest
 import torch
-from conftest import SHORT, flags, play
-from generation import generate
-from huggingface import from_gpt2, merges, to_gpt2
-from tokenizer import BPETokenizer, CharTokenizer
+from helpers import SHORT, flags, play
 
 import prepare
+from configurator import UserError
+from drama import checkpoint
+from drama.generation import generate
+from drama.huggingface import from_gpt2, merges, to_gpt2
+from drama.tokenizer import BPETokenizer, CharTokenizer
 from model import GPT, GPTConfig
 from train_drama import Settings
 
@@ -45,7 +46,7 @@ def test_their_weights_give_their_logits_here(tmp_path, activation):
     theirs = their_gpt2(tmp_path / "theirs", activation_function=activation)
     ours = from_gpt2(str(tmp_path / "theirs"), block_size=48, dropout=0.0, tok=FIFTY).eval()
     assert ours.config.block_size == 48
-    with pytest.raises(ValueError, match="block_size=65 is more than the 64"):
+    with pytest.raises(UserError, match="block_size=65 is more than the 64"):
         from_gpt2(str(tmp_path / "theirs"), block_size=65, dropout=0.0, tok=FIFTY)
     idx = torch.randint(50, (3, 48))
     torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, rtol=0, atol=1e-5)
@@ -56,7 +57,7 @@ def test_a_hidden_layer_of_the_usual_width_may_be_written_out(tmp_path):
     for width, words in {128: "", 64: "holds no GPT-2"}.items():
         change(tmp_path / "theirs", n_inner=width)
         if words:
-            with pytest.raises(ValueError, match=words):
+            with pytest.raises(UserError, match=words):
                 from_gpt2(str(tmp_path / "theirs"), 48, 0.0, FIFTY)
         else:
             assert from_gpt2(str(tmp_path / "theirs"), 48, 0.0, FIFTY).config.n_embd == 32
@@ -108,7 +109,7 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
 
 @pytest.mark.parametrize("other", [dict(arch="modern"), dict(n_ensemble=2)])
 def test_a_model_that_they_have_no_class_for_is_refused(other):
-    with pytest.raises(ValueError, match=f"train with --{next(iter(other))}="):
+    with pytest.raises(UserError, match=f"train with --{next(iter(other))}="):
         to_gpt2(GPT(GPTConfig(**SHAPE, **other)))
 
 
@@ -127,7 +128,7 @@ def test_training_goes_on_from_their_weights(call, corpus):
     assert status == 0 and "continuing at iteration 21" in out
     resumed = [word for word in how if "init_from" not in word]
     assert call("train_drama.py", *resumed, "--max_iters=30")[0] == 0  # and it is still known where from
-    assert checkpoint.load("m/ckpt.pt")["settings"]["init_from"] == "theirs"
+    assert checkpoint.load("m/last.pt")["settings"]["init_from"] == "theirs"
     (corpus / "theirs").rename(corpus / "others")
     status, _, err = call("train_drama.py", *how, "--init_from=others")
     assert status == 2 and "init_from (saved 'theirs', asked 'others')" in err and "scratch" not in err

@@ -192,8 +192,16 @@ def test_resumed_run_equals_unbroken_run(train, dtype, arch, optimizer):
     assert losses("whole")[-2:] == losses("parts")[-2:]
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is not ignored, as it is where pytest runs in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_iteration_saves_and_says_how_to_go_on(train, capsys, signum):
+def test_a_signal_ends_the_iteration_saves_and_says_how_to_go_on(train, heard, capsys, signum):
     class Signalled(Corpus):
         def batches(self, settings, iteration, machine):
             if iteration == 13:
@@ -209,7 +217,7 @@ def test_a_signal_ends_the_iteration_saves_and_says_how_to_go_on(train, capsys, 
     assert equal(weights("whole"), weights("broken")) and losses("whole") == losses("broken")
 
 
-def test_a_signal_during_an_evaluation_is_heard_there(train):
+def test_a_signal_during_an_evaluation_is_heard_there(train, heard):
     class Signalled(Corpus):
         def evaluate(self, *given):
             os.kill(os.getpid(), signal.SIGINT)

@@ -81,10 +81,7 @@ class Models:
         return model, tok
 
     def write(self, name: str, start: str, cast: str, temperature: float, max_new_tokens: int):
-        """Yield the text that continues start, ten times a second and at its end.
-
-        Raises UserError for what cannot be written.
-        """
+        """Yield the text that continues start, ten times per second and at its end. Raises UserError."""
         if len(start) > LONGEST_PROMPT:
             raise UserError(f"the scene has {len(start):,} characters; {LONGEST_PROMPT:,} are the most")
         if not (1 <= max_new_tokens <= MAX_NEW_TOKENS and 0 <= temperature <= 2):

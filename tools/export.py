@@ -125,14 +125,15 @@ def card(state: dict, model: GPT, tok, library: str, code: str) -> str:
     """A model card: the data, the settings, the losses, how to use it, and a sample."""
     first = 0 if isinstance(tok, CharTokenizer) else tok.encode("\n").item()  # not every text has newlines
     sample = generate(model, torch.tensor([[first]]), 400, temperature=0.8)
-    settings, origin = state["settings"], state["settings"]["init_from"]
+    settings, origin = state["settings"], state["settings"].get("init_from", "auto")
+    origin = " from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}"
     return f"""---
 library_name: {library}
 pipeline_tag: text-generation
 ---
 # A GPT that writes plays
 
-Trained on {settings["dataset"]}{" from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}"}:
+Trained on {settings.get("dataset", "a text")}{origin}:
 {model.num_params() / 1e6:.2f}M parameters, a vocabulary of {tok.vocab_size:,}.
 
 - {", ".join(f"{name} {value}" for name, value in state["config"].items())}
@@ -158,7 +159,8 @@ def export(path: Path, settings: Settings):
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
     tokens = fast_tokenizer(tok)
-    if not {"train_loss", "val_loss", "iteration"} <= state.keys():
+    kinds = dict(iteration=int, train_loss=float, val_loss=float)
+    if any(type(state.get(name)) is not kind for name, kind in kinds.items()):
         raise UserError(f"{path} is no ckpt.pt")
     if out.exists():
         raise UserError(f"out={str(out)!r} is there already; give a folder that is not")
