@@ -6,13 +6,17 @@ A config file is plain Python, one `name = value` per line. It is the person's o
 The comment at the end of a field's line is that setting's text in --help.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
 import inspect
 import math
+import os
 import types
 import typing
+
+FilePath = typing.Annotated[str, "of a file or folder"]  # of a setting: ~ is the home folder
 
 
 class UserError(ValueError):
@@ -31,8 +35,13 @@ def configure(cls, argv: list[str]):
     from_files, from_line = {}, {}
     words = iter(argv)
     for word in words:
+        if word.startswith(DASHES[1:]):
+            short = f"--{word.lstrip(''.join(DASHES))}"
+            raise UserError(f"{word} begins with a dash that a word processor made long; write {short}")
         if not word.startswith("-"):
-            for name, value in read_config(word).items():
+            if not word.endswith(".py"):
+                raise UserError(f"{word} is not a config file, NAME.py; a setting is written --name=value")
+            for name, value in read_config(word, fields).items():
                 check_name(name, fields, f"{word} sets")
                 from_files[name] = convert(name, value, fields[name])
             continue
@@ -65,6 +74,9 @@ def check(settings, at_least: dict[str, float] | None = None):
             raise UserError(f"{name}={getattr(settings, name)} is below {bound}")
 
 
+DASHES = tuple("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # the first is a keyboard's
+
+
 def check_name(name: str, fields: dict, prefix: str):
     if name not in fields:
         near = difflib.get_close_matches(name, fields, 1, 0.5)
@@ -72,26 +84,33 @@ def check_name(name: str, fields: dict, prefix: str):
         raise UserError(f"{prefix} setting {name!r}; {hint}")
 
 
-def read_config(path: str) -> dict:
-    """The names that a config file sets. Raises UserError for a file that cannot be read or run."""
+def read_config(path: str, fields: dict) -> dict:
+    """The settings in a config file. Raises UserError for a file that cannot be read or run.
+
+    Modules, functions, classes, names that begin with _ and names that the file itself uses are no settings.
+    """
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
             source = f.read()
     except OSError as e:
         raise UserError(f"config file {path}: {e.strerror}; a setting is written --name=value") from None
     except UnicodeDecodeError:
         raise UserError(f"config file {path} is not UTF-8 text") from None
-    names = {}
+    names = {"__file__": path}
     try:
-        exec(compile(source, path, "exec"), names)
+        tree = ast.parse(source, path)
+        exec(compile(tree, path, "exec"), names)
     except SyntaxError as e:
         raise UserError(f"config file {path}, line {e.lineno}: {e.msg}") from None
     except (Exception, SystemExit) as e:
         raise UserError(f"config file {path}: {type(e).__name__}: {one_line(e)}") from None
+    read = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    used = {node.id for node in read}
+    others = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     return {
         name: value
         for name, value in names.items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+        if name in fields or not (name.startswith("_") or name in used or isinstance(value, others))
     }
 
 
@@ -101,7 +120,9 @@ BOOLEANS |= dict.fromkeys(("false", "0", "no", "off"), False)
 
 def convert(name: str, value, kind):
     """value, a string from the command line or an object from a config file, as the field's type."""
-    if typing.get_origin(kind) is typing.Literal:
+    if kind is FilePath and isinstance(value, str):
+        value = os.path.expanduser(value)
+    if kind is FilePath or typing.get_origin(kind) is typing.Literal:
         kind = str
     options = typing.get_args(kind) or (kind,)  # `bool | None` has two
     if type(None) in options and (value is None or str(value).lower() == "none"):

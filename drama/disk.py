@@ -49,7 +49,8 @@ def read_json(path: Path) -> dict:
 def lock(folder: Path):
     """Keep every other training out of a folder. Raises UserError when one is in it.
 
-    The operating system releases the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends. What one that was killed
+    left half written is removed.
     """
     with open(folder / ".lock", "w") as f:
         try:
@@ -65,4 +66,6 @@ def lock(folder: Path):
             if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # else a disk that has no locks
                 advice = "wait for it, stop it, or give another --out_dir"
                 raise UserError(f"another training is writing to {folder}: {advice}") from None
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink()
         yield

@@ -159,7 +159,8 @@ def fast_tokenizer(tok):
     """The same as a tokenizer of Hugging Face's library."""
     tokenizers = optional("tokenizers")
     if isinstance(tok, CharTokenizer):
-        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary(tok), unk_token=tok.chars[0]))
+        # which is not in the vocabulary, so that unknown characters are refused
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary(tok), unk_token="<unknown>"))
         made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         made.decoder = tokenizers.decoders.Fuse()
         return made

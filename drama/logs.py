@@ -7,11 +7,12 @@ import csv
 import dataclasses
 import io
 import math
+import os
 from pathlib import Path
 
 from drama.program import optional
 
-from configurator import UserError
+from configurator import UserError, one_line
 from drama.disk import write_atomically
 
 
@@ -60,7 +61,14 @@ def require_packages(settings):
     if settings.tensorboard:
         optional("torch.utils.tensorboard", "tensorboard")
     if settings.wandb:
-        optional("wandb")
+        wandb = optional("wandb")
+        if os.environ.get("WANDB_MODE", "online") == "online":
+            try:
+                known = wandb.login(prompt=False)
+            except wandb.Error as e:
+                raise UserError(f"wandb: {one_line(e)}; or set WANDB_MODE=offline") from None
+            if not known:
+                raise UserError("wandb knows no account here: run wandb login, or set WANDB_MODE=offline")
 
 
 class TensorBoard:
@@ -94,7 +102,8 @@ class WandB:
         folder.mkdir(exist_ok=True)
         name = folder / "id"  # a continued run is the same run there
         known = name.read_text() if start and name.is_file() else None  # what is written twice counts once
-        self.run = wandb.init(project="drama", dir=folder, id=known, resume="allow", config=settings)
+        project = os.environ.get("WANDB_PROJECT", "drama")
+        self.run = wandb.init(project=project, dir=folder, id=known, resume="allow", config=settings)
         write_atomically(name, lambda f: f.write(self.run.id.encode()))
 
     def row(self, iter: int, **values):

@@ -9,11 +9,13 @@ Exit status: 0 when all is well, 2 for what the person asked wrongly, 1 for what
 network, memory, a loss that is not finite) and for a bug, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
+import builtins
 import importlib
 import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def starting():
     Python's own way, a KeyboardInterrupt, is lost or aborts when it meets torch's C++ code being imported.
     """
     main = getattr(sys.modules["__main__"], "__file__", None)
-    if not main or Path(main).resolve().parent not in PROGRAMS:
+    if not main or Path(main).resolve().parent not in PROGRAMS or hasattr(builtins, "__IPYTHON__"):
         return  # imported by a test or a notebook
     sys.excepthook = without_package
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
@@ -48,11 +50,16 @@ starting()
 
 def optional(name: str, package: str = ""):
     """The module of an optional package. Raises UserError where it is not installed."""
+    package = package or name.partition(".")[0]
     try:
         return importlib.import_module(name)
-    except ImportError:
-        package = package or name.partition(".")[0]
-        raise UserError(f"this needs {package}: pip install {package}") from None
+    except ModuleNotFoundError as e:
+        if e.name and e.name.partition(".")[0] in (package, name.partition(".")[0]):
+            raise UserError(f"this needs {package}: pip install {package}") from None
+        raise UserError(f"{package} is installed but cannot be imported: {one_line(e)}") from None
+    except Exception as e:  # a package may raise anything
+        reason = f"{type(e).__name__}: {one_line(e)}"
+        raise UserError(f"{package} is installed but cannot be imported ({reason})") from None
 
 
 class Terminated(BaseException):
@@ -77,6 +84,8 @@ class Stop:
         return self.signum != 0
 
     def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self  # which alone may handle signals
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)  # Windows has no SIGHUP
             if signum and signal.getsignal(signum) != signal.SIG_IGN:
@@ -101,7 +110,7 @@ def run_program(main):
 
     Anything but what the module's docstring names is a bug: it shows its traceback.
     """
-    signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
@@ -122,6 +131,7 @@ def run_program(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not status:
             status = explain(e)
+    signal.signal(signal.SIGTERM, before)  # a notebook that ran this goes on
     raise SystemExit(status)
 
 

@@ -151,11 +151,19 @@ def fountain(texts: list[str]) -> str:
     for text in texts:
         blocks = []
         for name, lines in speeches(text):
-            # @ makes any name a character's; an empty line within a speech is two spaces there
-            spoken = re.sub(r"\n(?=\n|$)", "\n  ", lines.strip("\n"))
-            blocks.append(f"@{name}\n{spoken or '...'}" if name else f"!{spoken}")
+            # an empty line within a speech is two spaces there
+            spoken = re.sub(r"\n(?=\n|$)", "\n  ", plain_fountain(lines.strip("\n")))
+            # @ makes any name a character's, and ^ at its end would put it beside the one before
+            blocks.append(
+                f"@{plain_fountain(name.rstrip('^ '))}\n{spoken or '...'}" if name else f"!{spoken}"
+            )
         pages.append("\n\n".join(blocks))
     return "\n\n===\n\n".join(pages)
+
+
+def plain_fountain(text: str) -> str:
+    """Text without what Fountain takes for emphasis, notes and comments."""
+    return re.sub(r"([*_])", r"\\\1", text).replace("[[", "[ [").replace("]]", "] ]")
 
 
 def as_json(texts: list[str]) -> str:

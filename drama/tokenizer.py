@@ -6,6 +6,8 @@ checkpoint.
 """
 
 import base64
+import contextlib
+import unicodedata
 
 from drama.program import optional
 
@@ -24,6 +26,31 @@ class UnknownCharacters(UserError):
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in characters[:8])
         more = f" and {len(characters) - 8} more" if len(characters) > 8 else ""
         super().__init__(f"the model never saw these characters in training: {shown}{more}")
+
+
+def as_known(text: str, tok) -> tuple[str, str]:
+    """(a prompt in the form that the tokenizer knows, what was changed for that or "").
+
+    Where it is not known as it is: `\\n` and `\\t`, which a shell leaves as they are, become a newline and a
+    tab; accents become a part of their letters, or apart from them. Unchanged where nothing helps.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # as in every prepared text
+    for escapes, typed in (("", text), (r"\n and \t", text.replace(r"\n", "\n").replace(r"\t", "\t"))):
+        for accents, form in (("", None), ("accents", "NFC"), ("accents", "NFD")):
+            known = unicodedata.normalize(form, typed) if form else typed
+            with contextlib.suppress(UnknownCharacters):
+                tok.encode(known)
+                return known, " and ".join(filter(None, (escapes, accents)))
+    return text, ""
+
+
+def first_text(tok) -> str:
+    """What a text begins with when no prompt is given: a newline, or any character where that is unknown."""
+    try:
+        tok.encode("\n")
+        return "\n"
+    except UnknownCharacters:
+        return tok.decode([0])
 
 
 class CharTokenizer:

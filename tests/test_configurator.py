@@ -97,7 +97,7 @@ def test_any_settings_can_be_given_on_the_command_line(wanted):
         (["--tone=loud"], "tone='loud' is none of calm, wild"),
         (["-n_layer=3"], "two dashes"),
         (["no_such.py"], "no_such.py"),
-        (["."], "config file ."),
+        (["."], ". is not a config file"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line_that_helps(argv, words):

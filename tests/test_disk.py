@@ -127,3 +127,14 @@ def test_a_disk_that_has_no_locks_is_used_without(tmp_path, monkeypatch):
     with lock(tmp_path):
         entered.append(True)
     assert entered
+
+
+def test_what_a_killed_training_left_half_written_is_removed_by_the_next_alone(tmp_path):
+    (tmp_path / ".last.pt.tmp").write_text("half")
+    (tmp_path / "last.pt").write_text("whole")
+    with lock(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "last.pt"]
+        (tmp_path / ".last.pt.tmp").write_text("being written")
+        with pytest.raises(UserError), lock(tmp_path):
+            pass
+        assert (tmp_path / ".last.pt.tmp").exists()

@@ -13,7 +13,7 @@ import prepare
 from configurator import UserError
 from drama import checkpoint
 from drama.generation import generate
-from drama.huggingface import from_gpt2, merges, to_gpt2
+from drama.huggingface import fast_tokenizer, from_gpt2, merges, to_gpt2
 from drama.tokenizer import BPETokenizer, CharTokenizer
 from model import GPT, GPTConfig
 from train_drama import Settings
@@ -193,7 +193,9 @@ def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, f
     for p in model.parameters():
         p.data += 0.2 * torch.randn_like(p)
     ended = dict(iteration=5, train_loss=1.0, val_loss=2.0)
-    checkpoint.save(folder / "ckpt.pt", {**checkpoint.model_state(model, tok, Settings()), **ended})
+    checkpoint.save(
+        folder / "ckpt.pt", {**checkpoint.model_state(model, tok, Settings(), ["LUCIO"]), **ended}
+    )
     status, _, err = call("export.py", "ckpt.pt", "--to=onnx")
     assert (status, err) == (0, "")
     run = onnxruntime.InferenceSession(folder / "onnx/model.onnx").run
@@ -206,3 +208,23 @@ def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, f
     written = subprocess.run(command, capture_output=True, text=True)
     ids = torch.tensor(tok.encode("LUCIO:").astype("int64"))[None]
     assert written.stdout == tok.decode(generate(model, ids, 58, temperature=0)[0].tolist()) + "\n"
+
+
+def test_an_exported_tokenizer_refuses_what_the_model_does_not_know(folder):
+    tok = CharTokenizer("\nab")
+    fast_tokenizer(tok).save("tokenizer.json")
+    made = transformers.PreTrainedTokenizerFast(tokenizer_file="tokenizer.json")
+    assert made("ab\n")["input_ids"] == [1, 2, 0]
+    with pytest.raises(Exception, match="Missing"):
+        made("abc")
+
+
+def test_a_card_writes_with_the_model_s_own_text(call, folder):
+    for chars, speakers, prompt in (("\n罗：:", ["罗"], "罗："), ("\nab", [], "\n"), ("ab", [], "a")):
+        tok = CharTokenizer(chars)
+        state = checkpoint.model_state(GPT(GPTConfig(64, len(chars), **SHAPE)), tok, Settings(), speakers)
+        checkpoint.save(folder / "ckpt.pt", {**state, "iteration": 5, "train_loss": 1.0, "val_loss": 2.0})
+        assert call("export.py", "ckpt.pt", f"--out=hf{len(chars)}")[::2] == (0, "")
+        assert f"write({prompt!r}, max_length" in (folder / f"hf{len(chars)}/README.md").read_text(
+            encoding="utf-8"
+        )

@@ -127,7 +127,7 @@ def test_prompts_come_from_the_line_a_file_or_a_newline(folder):
     (folder / "empty.txt").write_text("")
     assert read_prompt("LUCIO:") == "LUCIO:"
     assert read_prompt("FILE:p.txt") == "LUCIO:\nGood 夜"
-    assert read_prompt("") == read_prompt("FILE:empty.txt") == "\n"
+    assert read_prompt("") == read_prompt("FILE:empty.txt") == ""
 
 
 def test_a_prompt_longer_than_the_context_is_continued(call, trained):
@@ -241,4 +241,4 @@ def test_a_reader_that_goes_away_is_no_error(trained):
 def test_help_says_what_each_setting_is_for(call, folder):
     status, out, _ = call("sample.py", "--help")
     assert status == 0 and re.search(r"--temperature=0.8 +below 1 is safer", out)
-    assert Settings().start == "\n" and "--start='\\n'" in out
+    assert Settings().start == "" and "--start= " in out

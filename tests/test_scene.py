@@ -195,3 +195,8 @@ def test_json_has_speakers_and_their_words():
         {"speaker": "LUCIO", "text": "Good day.\nSpeak."},
         {"speaker": "First Lord", "text": "No:\nnever."},
     ]]  # fmt: skip
+
+
+def test_what_fountain_would_take_for_markup_is_written_plainly():
+    text = fountain(["ANNA ^:\nA *bold* _word_ [[and a note]] /* not a comment\n\nB*N:\nYes.\n"])
+    assert text == "@ANNA\nA \\*bold\\* \\_word\\_ [ [and a note] ] /\\* not a comment\n\n@B\\*N\nYes."

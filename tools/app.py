@@ -16,11 +16,12 @@ from pathlib import Path
 
 from drama.program import is_out_of_memory, optional, run_program
 
-from configurator import UserError, check, configure, one_line
+from configurator import FilePath, UserError, check, configure, one_line
 from drama import checkpoint
 from drama.generation import pack, prompt_ids, stream
 from drama.machine import Dtype, find_device, find_dtype
 from drama.scene import Cast, Director, cast_names, fountain
+from drama.tokenizer import as_known, first_text
 from sample import LONGEST_PROMPT
 from sample import Settings as SampleSettings
 
@@ -34,7 +35,7 @@ IN_MEMORY = 2  # models
 class Settings:
     """python -m tools.app [--name=value ...]"""
 
-    models: str = "model"  # the folder with models: every ckpt*.pt in it and in its folders
+    models: FilePath = "model"  # the folder with models: every ckpt*.pt in it and in its folders
     port: int = 0  # of 127.0.0.1; 0: the first free one from 7860 on
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
     dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32 (exact)
@@ -87,8 +88,8 @@ class Models:
         if not (1 <= max_new_tokens <= MAX_NEW_TOKENS and 0 <= temperature <= 2):
             raise UserError(f"the length is 1 to {MAX_NEW_TOKENS:,}, the temperature 0 to 2")
         model, tok = self.get(name)
-        start = start or "\n"
-        names = cast_names(cast)
+        start, _ = as_known(start or first_text(tok), tok)
+        names = [as_known(name, tok)[0] for name in cast_names(cast)]
         director = Director(tok, start, 1, Cast(names, tok) if names else None)
         tokens = stream(
             model,
@@ -122,6 +123,8 @@ SAVE = """(text) => {
 def page(models: Models):
     """The page, as gradio's Blocks. Raises UserError where gradio is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
+    for name in ("no_proxy", "NO_PROXY"):  # nor does it need a proxy to reach itself
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
     gr = optional("gradio")
 
     def write(*request):

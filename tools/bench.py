@@ -31,7 +31,7 @@ from drama.program import ROOT, run_program
 
 import torch
 
-from configurator import UserError, check, configure
+from configurator import FilePath, UserError, check, configure
 from drama import checkpoint
 from drama.dataset import Corpus, load_data
 from drama.generation import generate, pack
@@ -51,10 +51,10 @@ COPIED = 50  # characters in a row that count as copied
 class Settings:
     """python -m tools.bench [train] [sample] [text] [--name=value ...]"""
 
-    against: str = ""  # a checkout of nanoGPT, measured in turns with this project
+    against: FilePath = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
     dtype: Dtype = "auto"  # this project's number format; nanoGPT's on a CPU is float32
-    out_dir: str = "model"  # the folder with the ckpt.pt that `text` lets write
+    out_dir: FilePath = "model"  # the folder with the ckpt.pt that `text` lets write
     top_p: float = SampleSettings.top_p  # of the samples of `text`
 
     def __post_init__(self):

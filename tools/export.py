@@ -22,12 +22,13 @@ from drama.program import optional, run_program
 
 import torch
 
-from configurator import UserError, check, configure, split_files
+from configurator import FilePath, UserError, check, configure, split_files
 from drama import checkpoint
-from drama.generation import generate
+from drama.generation import generate, prompt_ids
 from drama.huggingface import fast_tokenizer, to_gpt2
 from drama.run import OWN_WEIGHTS
-from drama.tokenizer import CharTokenizer
+from drama.scene import colon
+from drama.tokenizer import first_text
 from model import GPT
 
 Format = Literal["hf", "onnx"]
@@ -38,7 +39,7 @@ class Settings:
     """python -m tools.export CKPT.pt [--name=value ...]"""
 
     to: Format = "hf"  # hf, Hugging Face's format for GPT-2; or onnx, which takes arch=modern as well
-    out: str = ""  # the folder to write, which must not be there yet; empty: named as the format is
+    out: FilePath = ""  # the folder to write, which must not be there yet; empty: named as the format is
 
     def __post_init__(self):
         check(self)
@@ -46,7 +47,7 @@ class Settings:
 
 TRANSFORMERS = """from transformers import pipeline
 write = pipeline("text-generation", "{out}")
-print(write("LUCIO:", max_length={block_size}, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+print(write({prompt!r}, max_length={block_size}, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 
 
 def write_hf(folder: Path, model: GPT):
@@ -82,7 +83,7 @@ def write_hf(folder: Path, model: GPT):
 ONNXRUNTIME = """import numpy, onnxruntime, tokenizers
 tok = tokenizers.Tokenizer.from_file("{out}/tokenizer.json")
 model = onnxruntime.InferenceSession("{out}/model.onnx")
-ids = tok.encode("LUCIO:").ids
+ids = tok.encode({prompt!r}).ids
 for _ in range(200):  # the likeliest token each time
     logits = model.run(["logits"], {{"tokens": numpy.array([ids[-{block_size}:]])}})[0]
     ids.append(int(logits[0].argmax()))
@@ -123,8 +124,7 @@ FORMATS = {"hf": (write_hf, TRANSFORMERS, "transformers"), "onnx": (write_onnx, 
 
 def card(state: dict, model: GPT, tok, library: str, code: str) -> str:
     """A model card: the data, the settings, the losses, how to use it, and a sample."""
-    first = 0 if isinstance(tok, CharTokenizer) else tok.encode("\n").item()  # not every text has newlines
-    sample = generate(model, torch.tensor([[first]]), 400, temperature=0.8)
+    sample = generate(model, prompt_ids(tok, first_text(tok), model), 400, temperature=0.8)
     settings, origin = state["settings"], state["settings"].get("init_from", "auto")
     origin = " from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}"
     return f"""---
@@ -165,7 +165,9 @@ def export(path: Path, settings: Settings):
     if out.exists():
         raise UserError(f"out={str(out)!r} is there already; give a folder that is not")
     write, code, library = FORMATS[settings.to]
-    code = code.format(out=out.name, block_size=model.config.block_size)
+    speaker = next(iter(state.get("speakers", [])), "")
+    prompt = f"{speaker}{colon(speaker, tok)}" if speaker else first_text(tok)
+    code = code.format(out=out.name, block_size=model.config.block_size, prompt=prompt)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
         folder = Path(temporary) / "whole"

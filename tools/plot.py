@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drama.program import run_program
 
-from configurator import configure, split_files
+from configurator import FilePath, configure, split_files
 from drama.logs import draw
 
 
@@ -18,7 +18,7 @@ from drama.logs import draw
 class Settings:
     """python -m tools.plot [LOG.csv ...] [--name=value ...]"""
 
-    out: str = ""  # the picture, .png, .svg or .pdf; empty: loss.png beside the first log
+    out: FilePath = ""  # the picture, .png, .svg or .pdf; empty: loss.png beside the first log
 
 
 def main():

@@ -1,0 +1,160 @@
+"""Where the programs run: packages that are broken or missing, older Pythons, threads, notebooks, proxies."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from drama.program import optional, run_program
+
+import pytest
+from helpers import ROOT, SHORT, SMALL, flags
+
+from configurator import UserError
+from drama.logs import require_packages
+from train_drama import Settings
+
+
+@pytest.mark.parametrize("code, words", [
+    ("import needed_by_it", "broken is installed but cannot be imported: No module named 'needed_by_it'"),
+    ("raise ValueError('bad proxy')", "broken is installed but cannot be imported (ValueError: bad proxy)"),
+    ("from math import no_such_name", "installed but cannot be imported (ImportError: cannot import name"),
+])  # fmt: skip
+def test_a_package_that_is_installed_but_fails_shows_the_real_reason(tmp_path, monkeypatch, code, words):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refused:
+        optional("broken")
+    assert words in str(refused.value) and "pip install" not in str(refused.value)
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_command():
+    with pytest.raises(UserError, match=r"^this needs nowhere: pip install nowhere$"):
+        optional("nowhere.part")
+    with pytest.raises(UserError, match="pip install other-name"):
+        optional("nowhere", "other-name")
+
+
+def old_pythons():
+    found = [shutil.which(f"python3.{minor}") for minor in (8, 9)]
+    found += map(str, Path.home().glob(".pyenv/versions/3.[89].*/bin/python3"))
+    return [
+        path
+        for path in filter(None, found)
+        if not subprocess.run([path, "-c", ""], capture_output=True).returncode
+    ]
+
+
+@pytest.mark.parametrize(
+    "program", [["train_drama.py"], ["sample.py"], ["prepare.py"], ["-m", "tools.export"]]
+)
+def test_an_older_python_is_told_in_one_line(program):
+    if not (pythons := old_pythons()):
+        pytest.skip("no Python 3.8 or 3.9 here")
+    for python in pythons:
+        done = subprocess.run([python, "-B", *program], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith("this needs Python 3.10 or newer, and this is Python 3.")
+        assert done.stderr.count("\n") == 1
+
+
+def test_wandb_without_an_account_is_refused_before_anything_is_written(train, corpus, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(corpus))  # no .netrc
+    monkeypatch.setenv("NETRC", str(corpus / "netrc"))
+    with pytest.raises(UserError, match="wandb login"):
+        train(out_dir="m", wandb=True)
+    wandb.teardown()  # or it would remember the mode
+    assert not Path("m").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    require_packages(Settings(wandb=True))
+
+
+def test_wandb_s_project_is_the_person_s(train, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    projects, init = [], wandb.init
+    monkeypatch.setattr(
+        wandb, "init", lambda **kwargs: (projects.append(kwargs["project"]), init(**kwargs))[1]
+    )
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(out_dir="a", wandb=True, max_iters=0)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    train(out_dir="b", wandb=True, max_iters=0)
+    assert projects == ["drama", "mine"]
+
+
+def test_a_training_runs_in_a_thread_and_leaves_the_signals_alone(train):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(out_dir="m")))
+    thread.start()
+    thread.join()
+    assert results[0]["iteration"] == 21
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_program_that_a_notebook_runs_leaves_its_signals_as_they_were():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit):
+        run_program(lambda: 0)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# As `%run` in IPython: builtins tell of it, and the program's file is that of __main__.
+IPYTHON = """
+import builtins, signal, sys
+builtins.__IPYTHON__ = True
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.excepthook
+sys.argv = ["prepare.py", "--help"]
+__file__ = sys.argv[0]
+try:
+    exec(compile(open(__file__).read(), __file__, "exec"))
+except SystemExit:
+    pass
+assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.excepthook)
+"""
+
+
+def test_run_in_ipython_leaves_no_handler():
+    done = subprocess.run([sys.executable, "-c", IPYTHON], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_notebook_runs_from_plays_to_dialogue(clone):
+    pytest.importorskip("matplotlib")
+    cells = json.loads((clone / "docs/notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    small = ", ".join(map(repr, flags(**SMALL, **SHORT, dataset="notebook", out_dir="model/notebook")))
+    for theirs, ours in {
+        "prepare.Settings()": "prepare.Settings(input='play.txt', dataset='notebook')",
+        '"--out_dir=model/notebook"': small,
+    }.items():
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'iteration': 21" in done.stdout and done.stdout.count("LUCIO:") >= 2
+    assert (clone / "model/notebook/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_needs_no_proxy(monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    from tools import app
+
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    class Models:
+        def names(self):
+            return []
+
+    assert isinstance(app.page(Models()), gradio.Blocks)
+    assert os.environ["no_proxy"] == "example.org,127.0.0.1,localhost"
+    assert os.environ["NO_PROXY"] == "127.0.0.1,localhost"
