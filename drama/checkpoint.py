@@ -98,9 +98,12 @@ def load(path: Path) -> dict:
         raise refusal
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        fitting = fits(state, size)
-    except DAMAGED:  # of fits: kinds of tensors that are not plain
+    except DAMAGED:
         raise refusal from None
+    try:
+        fitting = fits(state, size)
+    except (RuntimeError, TypeError):  # kinds of tensors that are not plain
+        fitting = False
     if not fitting:
         raise refusal
     if not isinstance(state, dict) or "sha256" not in state:

@@ -40,7 +40,7 @@ def starting():
 
 def without_package(kind, error, trace):
     """sys.excepthook: a package that is not installed gets one line."""
-    if not issubclass(kind, ModuleNotFoundError):
+    if not issubclass(kind, ModuleNotFoundError) or (error.name or "").startswith(("drama", "tools")):
         return sys.__excepthook__(kind, error, trace)
     print(f"{program_name()}: {error}; run pip install -r requirements.txt", file=sys.stderr)
 
