@@ -96,7 +96,7 @@ def input_files(value: str) -> list[Path]:
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """A file's text, newlines as \\n. Raises UserError where it is no text in that encoding."""
+    """A file's text, newlines as \\n, without a mark at its start. Raises UserError where it is not one."""
     data = path.read_bytes()
     if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         encoding = "utf-16"
@@ -112,7 +112,7 @@ def read_text(path: Path, encoding: str) -> str:
         likely = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
         advice = f"if it is text, try --encoding={likely}"
         raise UserError(f"{path} holds NUL, which no text in {encoding} has; {advice}")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clean(path: Path, settings: Settings) -> str:
@@ -120,9 +120,7 @@ def clean(path: Path, settings: Settings) -> str:
     text, notes = read_text(path, settings.encoding), []
     if marks := text.count("\ufeff"):
         text = text.replace("\ufeff", "")
-        notes += [f"{marks} byte-order marks removed"] * (
-            marks > 1 or not path.read_bytes().startswith(codecs.BOM_UTF8)
-        )
+        notes.append(f"byte-order marks within it removed: {marks}")  # as where files were joined
     if settings.normalize and not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
         notes.append("letters and their accents made one character (--normalize=false leaves them)")

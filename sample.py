@@ -79,15 +79,15 @@ def sample(settings: Settings):
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
     prompt, changed = as_known(prompt or first_text(tok), tok)
-    if changed:
-        print(f"changed in the prompt, as the model does not know it otherwise: {changed}", file=sys.stderr)
-    names = [as_known(name, tok)[0] for name in cast_names(settings.cast)]
+    names = cast_names(settings.cast)
     cast = Cast(names, tok) if names else None
     speakers = state.get("speakers", [])  # none: nobody knows who speaks in the training text
-    strangers = [name for name in names if speakers and name not in speakers]
+    strangers = [name for name in cast.names if speakers and name not in speakers] if cast else []
+    device = find_device(settings.device)
+    if changed:
+        print(f"changed in the prompt, as the model does not know it otherwise: {changed}", file=sys.stderr)
     if strangers:
         print(f"the training text has no speech by {', '.join(strangers)}", file=sys.stderr)
-    device = find_device(settings.device)
     pack(model.to(device), find_dtype(settings.dtype, device))
     terminal = sys.stdout and sys.stdout.isatty()
     live = bool(terminal and settings.num_samples == 1 and settings.format == "text")

@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 from configurator import UserError
-from drama.tokenizer import UnknownCharacters
+from drama.tokenizer import UnknownCharacters, as_known
 
 SPEECH = re.compile(r"([^\n:：]{1,60})[:：]\n")
 NEXT_NAME = re.compile(r"\n\n([^\n:：]{1,60})[:：](?=\n)")
@@ -59,7 +59,8 @@ class Cast:
 
     def __init__(self, names: list[str], tok):
         try:
-            headings = [f"{name}{colon(name, tok)}\n" for name in names]
+            self.names = [as_known(name, tok)[0] for name in names]
+            headings = [f"{name}{colon(name, tok)}\n" for name in self.names]
             for heading in headings:
                 tok.encode(heading)
         except UnknownCharacters as e:

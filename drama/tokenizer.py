@@ -32,7 +32,7 @@ def as_known(text: str, tok) -> tuple[str, str]:
     """(a prompt in the form that the tokenizer knows, what was changed for that or "").
 
     Where it is not known as it is: `\\n` and `\\t`, which a shell leaves as they are, become a newline and a
-    tab; accents become a part of their letters, or apart from them. Unchanged where nothing helps.
+    tab; accents become a part of their letters, or apart from them. Raises UnknownCharacters.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")  # as in every prepared text
     for escapes, typed in (("", text), (r"\n and \t", text.replace(r"\n", "\n").replace(r"\t", "\t"))):
@@ -41,6 +41,7 @@ def as_known(text: str, tok) -> tuple[str, str]:
             with contextlib.suppress(UnknownCharacters):
                 tok.encode(known)
                 return known, " and ".join(filter(None, (escapes, accents)))
+    tok.encode(text)  # which raises: nothing helps
     return text, ""
 
 

@@ -81,9 +81,9 @@ def test_text_in_another_encoding_is_refused_with_the_way_out(call, prepared, fo
 
 def test_marks_within_a_text_are_removed_and_said(prepared, folder):
     mark = codecs.BOM_UTF8
-    (folder / "a.txt").write_bytes(mark + play(200).encode() + mark + play(200, seed=1).encode())
+    (folder / "a.txt").write_bytes(mark + mark + play(200).encode() + mark + play(200, seed=1).encode())
     out, text = prepared("--input=a.txt")
-    assert text == play(200) + play(200, seed=1) and "2 byte-order marks removed" in out
+    assert text == play(200) + play(200, seed=1) and "byte-order marks within it removed: 2" in out
     (folder / "a.txt").write_bytes(mark + play(200).encode())
     assert "marks" not in prepared("--input=a.txt")[0]  # as usual
 

@@ -18,10 +18,15 @@ PAIRS = BPETokenizer([bytes([b]) for b in range(256)])
     (r"A\tB", "AB\t", "A\tB", r"\n and \t"),
     ("A:\r\nB\r", "AB:\n", "A:\nB\n", ""), ("e\u0301", "\u00e9", "\u00e9", "accents"),
     ("\u00e9", "e\u0301", "e\u0301", "accents"), ("e\u0301", "e\u0301\u00e9", "e\u0301", ""),
-    (r"\ne" + "\u0301", "\n\u00e9", "\n\u00e9", r"\n and \t and accents"), ("x", "a", "x", ""),
+    (r"\ne" + "\u0301", "\n\u00e9", "\n\u00e9", r"\n and \t and accents"),
 ])  # fmt: skip
 def test_a_prompt_is_taken_in_the_form_that_the_model_knows(prompt, chars, known, changed):
     assert as_known(prompt, CharTokenizer(chars)) == (known, changed)
+
+
+def test_a_prompt_that_nothing_helps_is_refused():
+    with pytest.raises(UserError, match="'x'"):
+        as_known("ax", CharTokenizer("a"))
 
 
 def test_byte_pairs_can_spell_a_backslash_so_it_stays():

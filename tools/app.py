@@ -89,7 +89,7 @@ class Models:
             raise UserError(f"the length is 1 to {MAX_NEW_TOKENS:,}, the temperature 0 to 2")
         model, tok = self.get(name)
         start, _ = as_known(start or first_text(tok), tok)
-        names = [as_known(name, tok)[0] for name in cast_names(cast)]
+        names = cast_names(cast)
         director = Director(tok, start, 1, Cast(names, tok) if names else None)
         tokens = stream(
             model,
