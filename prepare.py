@@ -8,7 +8,6 @@
 train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
 """
 
-import codecs
 import contextlib
 import hashlib
 import itertools
@@ -30,8 +29,10 @@ from drama.program import run_program
 import numpy as np
 
 from configurator import DASHES, FilePath, UserError, check, configure
+from drama.forms import Form
 from drama.plays import Source, fetch
 from drama.scene import Speakers
+from drama.texts import cleaned_files, input_files
 from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
 
 CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
@@ -44,8 +45,11 @@ class Settings:
     """python prepare.py [config/FILE.py ...] [--name=value ...]"""
 
     # What to encode
-    input: FilePath = ""  # your own plays: a text file, a folder of .txt files, or several with commas
+    input: FilePath = (
+        ""  # your own plays: a text file, a folder of them (.txt, .fountain), or several with commas
+    )
     encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
+    format: Form = "auto"  # how your plays say who speaks (README lists the forms); keep: change nothing
     normalize: bool = True  # letters and their accents become one character (Unicode NFC)
     source: Source = "drama"  # without input: drama (fetched with pip) or tinyshakespeare (the exact file)
     tokenizer: Tokenizer = "char"  # char; bpe: pieces of words, learned from the text; gpt2: GPT-2's pieces
@@ -66,79 +70,6 @@ class Settings:
             raise UserError(f"encoding={self.encoding!r} is unknown; try utf-8, utf-16, cp1252") from None
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction={self.val_fraction} is not between 0 and 1")
-
-
-def input_files(value: str) -> list[Path]:
-    """The files that --input names, folders expanded. Raises UserError for what cannot be read.
-
-    Several names are separated by commas or newlines; a file may have a comma in its own name. In a folder,
-    hidden files and folders are left out.
-    """
-    names = [
-        part for line in value.split("\n") for part in ([line] if Path(line).exists() else line.split(","))
-    ]
-    files = []
-    for name in filter(None, map(str.strip, names)):
-        path = Path(name).expanduser()
-        if path.is_dir():
-            texts = [p for p in path.rglob("*") if p.suffix.lower() == ".txt" and p.is_file()]
-            texts = [p for p in texts if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-            if not texts:
-                raise UserError(f"{path} holds no .txt file")
-            files += sorted(texts)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"{path}: " + ("not a plain file" if path.exists() else "no such file"))
-    if not files:
-        raise UserError(f"input={value!r} names no file")
-    return files
-
-
-def read_text(path: Path, encoding: str) -> str:
-    """A file's text, newlines as \\n, without a mark at its start. Raises UserError where it is not one."""
-    data = path.read_bytes()
-    if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        encoding = "utf-16"
-    try:
-        text = data.decode(encoding)
-    except UnicodeError as e:
-        at = getattr(e, "start", 0)
-        line = data.count(b"\n", 0, at) + 1
-        where = f"byte 0x{data[at]:02x} in line {line:,}"
-        advice = "save it as UTF-8, or name its own with --encoding (cp1252, latin-1, utf-16)"
-        raise UserError(f"{path} is not {encoding} ({where}); {advice}") from None
-    if "\0" in text:
-        likely = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
-        advice = f"if it is text, try --encoding={likely}"
-        raise UserError(f"{path} holds NUL, which no text in {encoding} has; {advice}")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def clean(path: Path, settings: Settings) -> str:
-    """A file's text in the form that a model learns from; prints what it was and what was changed."""
-    text, notes = read_text(path, settings.encoding), []
-    if marks := text.count("\ufeff"):
-        text = text.replace("\ufeff", "")
-        notes.append(f"byte-order marks within it removed: {marks}")  # as where files were joined
-    if settings.normalize and not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
-        notes.append("letters and their accents made one character (--normalize=false leaves them)")
-    print(f"{path}: {path.stat().st_size:,} bytes" + "".join(f"; {note}" for note in notes))
-    return text
-
-
-def cleaned_files(files: list[Path], settings: Settings, folder: Path) -> list[Path]:
-    """The cleaned texts of files, as files in folder. Raises UserError where two hold the same text."""
-    cleaned, seen = [], {}
-    for number, file in enumerate(files):
-        text = clean(file, settings)
-        other = seen.setdefault(hashlib.sha256(text.encode()).digest(), file)
-        if other is not file and text:
-            raise UserError(f"{other} and {file} hold the same text; leave one of them out")
-        cleaned.append(folder / f"{number}.txt")
-        cleaned[-1].write_text(text, encoding="utf-8", newline="")
-    return cleaned
 
 
 def read_chunks(files: list[Path]):
@@ -256,7 +187,8 @@ def prepare(settings: Settings):
     folder = Path("data", settings.dataset)
     with tempfile.TemporaryDirectory() as temporary:
         if settings.input:
-            files = cleaned_files(input_files(settings.input), settings, Path(temporary))
+            kwargs = dict(encoding=settings.encoding, form=settings.format, normalize=settings.normalize)
+            files = cleaned_files(input_files(settings.input), Path(temporary), **kwargs)
             source = settings.input.replace("\n", ",")
         else:
             file, source = fetch(settings.source, Path(temporary))

@@ -205,7 +205,8 @@ def pick(logits, u, temperature: float, top_k: int | None, top_p: float):
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     V = logits.size(-1)
-    logits = (logits.float() - logits.amax(-1, keepdim=True)) / temperature  # 0 at most: never infinite
+    # 0 at most, so never infinite; the least temperature that float32 can divide by
+    logits = (logits.float() - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_p == 1 and (top_k or V) >= V:
         reached = logits.softmax(-1).cumsum(-1)
         return torch.searchsorted(reached, u[:, None] * reached[:, -1:], right=True).clamp(max=V - 1)

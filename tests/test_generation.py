@@ -178,6 +178,13 @@ def test_tokens_are_picked_with_the_model_s_probabilities(top_k, top_p, temperat
     torch.testing.assert_close(counts / n, expected, atol=1e-4, rtol=0)
 
 
+def test_the_smallest_temperature_takes_the_likeliest_token():
+    logits = torch.tensor([[0.0, 1.0, 0.999, -50.0]])
+    for temperature in (1e-3, 1e-30, 1e-46, 5e-324):
+        assert pick(logits, torch.tensor([0.5]), temperature, None, 0.9).item() == 1
+        assert pick(logits, torch.tensor([0.5]), temperature, None, 1).item() == 1
+
+
 def test_the_largest_uniform_number_still_picks_a_token_that_takes_part():
     u = torch.full((1,), 1 - 2**-24)
     for top_p in (1e-50, 0.3, 0.9, 1.0):

@@ -8,6 +8,7 @@ import pytest
 from helpers import play
 
 import prepare
+from drama import forms, texts
 from drama.tokenizer import from_dict
 
 COLON = (
@@ -69,6 +70,23 @@ def test_a_byte_order_mark_tells_the_encoding(prepared, folder, encoding):
     assert prepared("--input=a.txt")[1] == play()
 
 
+@pytest.mark.parametrize("beginning,kind", [
+    (b"PK\x03\x04\x14\x00", "a Word"), (b"%PDF-1.7", "a PDF"), (b"{\\rtf1\\ansi", "rich text"),
+    (b"\n<!DOCTYPE HTML>", "a web page"), (b"<?xml version='1.0'?><FinalDraft>", "XML"),
+])  # fmt: skip
+def test_what_is_no_plain_text_is_refused_by_its_name(call, folder, beginning, kind):
+    (folder / "play.txt").write_bytes(beginning + play().encode())
+    err = refused(call, "--input=play.txt")
+    assert f"play.txt is {kind}" in err and "save it as plain text" in err
+
+
+def test_chinese_text_in_gb18030_is_refused_with_the_way_out(call, prepared, folder):
+    text = "安娜：\n井在哪里？\n\n" * 300
+    (folder / "a.txt").write_text(text, encoding="gb18030")
+    assert "gb18030" in refused(call, "--input=a.txt")
+    assert prepared("--input=a.txt", "--encoding=gb18030")[1] == text
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
 def test_text_in_another_encoding_is_refused_with_the_way_out(call, prepared, folder, encoding):
     text = "ZOÉ:\nÀ bientôt\n\n" * 200
@@ -77,6 +95,15 @@ def test_text_in_another_encoding_is_refused_with_the_way_out(call, prepared, fo
     assert "byte 0xc9 in line 1" in err and "--encoding" in err and encoding in err
     assert prepared("--input=a.txt", f"--encoding={encoding}")[1] == text
     assert "encoding='klingon' is unknown" in refused(call, "--input=a.txt", "--encoding=klingon")
+
+
+def test_a_text_too_long_for_one_play_keeps_its_form(prepared, folder, monkeypatch):
+    monkeypatch.setattr(forms, "LONGEST", len(COLON) - 1)
+    monkeypatch.setattr(texts, "LONGEST", len(COLON) - 1)
+    (folder / "a.txt").write_text(COLON)
+    out, text = prepared("--input=a.txt")
+    assert text == COLON and "too long for one play" in out
+    assert prepared("--input=a.txt", "--format=colon")[1] == forms.convert(COLON, "colon").text
 
 
 def test_marks_within_a_text_are_removed_and_said(prepared, folder):
