@@ -75,18 +75,21 @@ class Dropout(nn.Dropout):
 
 
 def rotary_angles(positions, head_size: int):
-    """The cosines and sines, each (T, D / 2), that `rotate` takes for positions (T,)."""
+    """The cosines and signed sines, each (T, D), that `rotate` takes for positions (T,)."""
     half = head_size // 2
     frequencies = 10000.0 ** (-torch.arange(half, device=positions.device) / half)  # radians per position
     angles = positions[:, None] * frequencies
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x, angles):
-    """Turn pairs of channels of x (..., T, D) by their position's angle (RoFormer, arXiv:2104.09864)."""
+    """Turn pairs of channels of x (..., T, D) by their position's angle (RoFormer, arXiv:2104.09864).
+
+    The first half of the channels is paired with the second.
+    """
     cos, sin = (part.to(x.dtype) for part in angles)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
 
 
 class CausalSelfAttention(nn.Module):
@@ -110,10 +113,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, H, past + T, D)
             q = q.to(k.dtype)
         position = None if cache is None else cache.position
-        if x.device.type == "cpu" and position is None:
-            y = self.attend_cpu(q, k, v)
-        else:
-            y = self.attend(q, k, v, position)
+        on_cpu = x.device.type == "cpu" and T > 1
+        y = self.attend_cpu(q, k, v) if on_cpu else self.attend(q, k, v, position)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -134,20 +135,18 @@ class CausalSelfAttention(nn.Module):
         )  # fmt: skip
 
     def attend_cpu(self, q, k, v):
-        """The same spelled out: on a CPU the fused kernel is slow backwards, slow for one new token, and
-        cannot drop."""
+        """The same for T > 1, spelled out: on a CPU the fused kernel is slow backwards and cannot drop."""
         T, length = q.size(2), k.size(2)
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        future = q.new_zeros(1)  # one new token sees everything
-        if T > 1:
-            future = q.new_full((T, length), -math.inf).triu(1 + length - T)
+        future = q.new_full((T, length), -math.inf).triu(1 + length - T)
         scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=q.size(-1) ** -0.5)
         return torch.bmm(self.attn_dropout(scores.softmax(-1)), v).unflatten(0, (-1, self.n_head))
 
 
 def squared_relu(x):
     """So et al., 2021, arXiv:2109.08668."""
-    return F.relu(x).square()
+    x = F.relu(x)
+    return x * x  # where x.square() would be float32 under CUDA's autocast
 
 
 class MLP(nn.Module):

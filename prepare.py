@@ -45,9 +45,7 @@ class Settings:
     """python prepare.py [config/FILE.py ...] [--name=value ...]"""
 
     # What to encode
-    input: FilePath = (
-        ""  # your own plays: a text file, a folder of them (.txt, .fountain), or several with commas
-    )
+    input: FilePath = ""  # your own plays: a text file, a folder of .txt or .fountain files, or a,b,c
     encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
     format: Form = "auto"  # how your plays say who speaks (README lists the forms); keep: change nothing
     normalize: bool = True  # letters and their accents become one character (Unicode NFC)

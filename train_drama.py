@@ -62,6 +62,7 @@ class Settings:
     batch_size: int = 64  # sequences a step; lower it when memory runs out
     gradient_accumulation_steps: int = 1  # batches before each update; raise it when batch_size is lowered
     max_iters: int = 5000  # the last iteration; raise it to train a finished run further
+    minutes: float = 0.0  # train about so long: sets max_iters and lr_decay_iters by the speed here; 0: no
     learning_rate: float = 1e-3  # the highest, after the warm-up; smaller for a larger model
     min_lr: float = 1e-4  # the lowest, at lr_decay_iters; a tenth of learning_rate is usual
     warmup_iters: int = 100  # iterations of rising learning rate; more when the loss jumps at the start
@@ -86,7 +87,7 @@ class Settings:
 
     def __post_init__(self):
         at_least_0 = ("max_iters", "warmup_iters", "lr_decay_iters", "eval_iters", "sample_interval", "seed")
-        at_least_0 += ("learning_rate", "min_lr", "weight_decay", "grad_clip", "save_minutes")
+        at_least_0 += ("learning_rate", "min_lr", "weight_decay", "grad_clip", "save_minutes", "minutes")
         at_least_1 = ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval")
         check(self, {**dict.fromkeys(at_least_0, 0), **dict.fromkeys(at_least_1, 1)})
         for name in ("beta1", "beta2"):
@@ -123,14 +124,15 @@ def update(model, run: Run, learning_rate: float) -> torch.Tensor:
     # what is dropped follows from (seed, iteration, rank) alone
     torch.manual_seed(seed_at(settings.seed, "dropout", run.iteration, machine.rank))
     loss = torch.zeros((), device=machine.device)
-    for step, (x, y) in enumerate(run.corpus.batches(settings, run.iteration, machine), start=1):
+    rows = left = settings.gradient_accumulation_steps * settings.batch_size // machine.world
+    for x, y in run.corpus.batches(settings, run.iteration, machine):
+        left -= len(x)
         # processes exchange gradients once, in the last backward pass
-        last = step == settings.gradient_accumulation_steps
-        with contextlib.nullcontext() if last or machine.world == 1 else model.no_sync():
+        with contextlib.nullcontext() if left == 0 or machine.world == 1 else model.no_sync():
             with machine.autocast():
-                micro_loss = model(x, y)[1] / settings.gradient_accumulation_steps
-            run.scaler.scale(micro_loss).backward()
-        loss += micro_loss.detach()
+                part_loss = model(x, y)[1] * (len(x) / rows)
+            run.scaler.scale(part_loss).backward()
+        loss += part_loss.detach()
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip or math.inf)
@@ -172,13 +174,14 @@ def train_loop(model, run: Run, report: Report, stop: Stop):
 
     Collective: every rank must call it.
     """
-    settings, machine, start = run.settings, run.machine, run.iteration
+    machine, start = run.machine, run.iteration
     report.start_clock()
     saved_at = report.clock()
-    while run.iteration <= settings.max_iters:
+    while not run.finished:
+        settings = run.settings  # --minutes changes them once
         # ---- evaluation
         if run.iteration % settings.eval_interval == 0 or run.iteration == settings.max_iters:
-            with report.paused():
+            with report.paused("evaluation"):
                 losses = run.corpus.evaluate(run.model, settings, machine, stop)
                 if losses is None:  # stopped before it was done
                     break
@@ -189,7 +192,7 @@ def train_loop(model, run: Run, report: Report, stop: Stop):
                 saved_at = report.clock()
                 report.picture_when_due()
         if settings.sample_interval and run.iteration and run.iteration % settings.sample_interval == 0:
-            with report.paused():
+            with report.paused("sample"):
                 report.sample()
 
         # ---- training
@@ -202,8 +205,10 @@ def train_loop(model, run: Run, report: Report, stop: Stop):
             report.line(mean_loss, learning_rate)
             run.require_finite(math.isfinite(mean_loss), f"the loss is {mean_loss}", run.iteration - 1)
         report.progress()
+        if not run.length_known:
+            run.choose_length(machine.from_first(report.iterations_in(settings.minutes)))
         if report.clock() - saved_at > settings.save_minutes * 60:
-            with report.paused():
+            with report.paused("saving"):
                 run.save_last()
             saved_at = report.clock()
         if (line_due or machine.any_is_cheap) and machine.any(stop):

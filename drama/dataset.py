@@ -14,8 +14,9 @@ from drama.machine import Machine, random_stream
 from model import GPT
 
 AGAIN = "run prepare.py again"
+CPU_PART = 8192  # bytes that the tokens of one part of a batch take as one channel: 2,048 tokens in float32
 # A batch of evaluation: fixed, so that no setting of a training changes how its losses are rounded.
-EVAL_TOKENS = 16384
+EVAL_TOKENS = 4096
 EVAL_LOGITS = 2**26  # fewer tokens where each has many: at 10 bytes per logit, 0.7 GB
 
 
@@ -67,16 +68,21 @@ class Corpus:
     speakers: list[str]  # whose speeches are in the training text, as far as its form shows them
 
     def batches(self, settings, iteration: int, machine: Machine):
-        """Yield this process's x, y (batch_size / processes, block_size) for each accumulation step.
+        """Yield this process's x, y (rows, block_size) of an iteration, in parts whose gradients are added.
 
+        A part is one accumulation step's share of the batch; on a CPU, as much of it as its caches hold.
         settings are train_drama's. What is drawn follows from (seed, iteration) alone, and all processes
         together see what one would see.
         """
         s = settings
         starts = window_starts(len(self.train), s, iteration)
         starts = starts.view(s.gradient_accumulation_steps, machine.world, s.batch_size // machine.world)
+        rows = starts.size(2)
+        if machine.device.type == "cpu":
+            rows = max(1, CPU_PART // machine.dtype.itemsize // s.block_size)
         for step_starts in starts[:, machine.rank]:
-            yield self.train.windows(step_starts, s.block_size)
+            for part in step_starts.split(rows):
+                yield self.train.windows(part, s.block_size)
 
     def evaluate(self, model: GPT, settings, machine: Machine, stop=None) -> tuple[float, float] | None:
         """(training loss, validation loss), or None when stop asks for an end before they are done.

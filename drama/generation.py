@@ -134,10 +134,25 @@ class StaticStep:
         return self.logits
 
 
+@contextlib.contextmanager
+def threads_for(products: int):
+    """On a CPU, no more threads than so many products pay for: 300 million each.
+
+    A token of a small model takes a millisecond. Threads that share its few products wait for each other
+    longer than they multiply, and much longer beside another program.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 1 + products // 300_000_000))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 DRAWN = 1024  # uniform numbers for each row, drawn at a time
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(
     model: GPT,
     idx,
@@ -165,11 +180,13 @@ def stream(
     recent = deque(idx[:, -half:].split(1, dim=1), maxlen=half)  # tokens (B, 1)
     cache = KVCache(model.config, B, T + max_new_tokens, idx.device, model.wte.weight.dtype)
     decode = StaticStep(model, cache) if idx.is_cuda else lambda token: model(token, cache=cache)[0]
+    weights = 12 * len(model.blocks) * model.config.n_embd**2  # of the blocks' matrices
     unread = idx[:, -block_size:]
     for i in range(max_new_tokens):
         if i % DRAWN == 0:
             uniforms = torch.stack([torch.rand(DRAWN, generator=row) for row in draws]).to(idx.device)
-        logits = decode(unread) if cache.length else model(unread, cache=cache)[0]  # else: prefill
+        with threads_for(weights * (B if i else idx.numel())):  # the same for all but the prompt
+            logits = decode(unread) if cache.length else model(unread, cache=cache)[0]  # else: prefill
         logits = logits[:, -1]
         if director:
             logits = director.confine(logits)

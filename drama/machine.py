@@ -18,6 +18,11 @@ import torch.distributed as dist
 
 from configurator import UserError, one_line
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of a setting
 
 
@@ -122,12 +127,35 @@ class Machine:
         while time.perf_counter() < until:  # the best of half a second: other programs may be running
             start = time.perf_counter()
             (a @ a)[0, 0].item()  # waits for the device
-            seconds = time.perf_counter() - start
-            flops = max(flops, 2 * n**3 / seconds)
-            if seconds < 0.01 and n < 8192:  # too small to be at full speed
+            flops = max(flops, 2 * n**3 / (time.perf_counter() - start))
+            if 2 * n**3 / flops < 0.005 and n < 8192:  # too small to be at full speed
                 n *= 2
                 a = torch.randn(n, n, device=self.device, dtype=self.dtype)
         return flops, f"a matmul rate of {flops / 1e12:.2f} TFLOP/s, measured just now"
+
+
+@dataclass(frozen=True)
+class ProcessorTime:
+    """What this process has had of the processor so far."""
+
+    seconds: float  # of all its threads
+    interrupted: int  # how often a thread had to make room for another program
+
+    @classmethod
+    def now(cls) -> "ProcessorTime | None":
+        """None where the system does not tell (Windows)."""
+        if resource is None:
+            return None
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(used.ru_utime + used.ru_stime, used.ru_nivcsw)
+
+    def shared_since(self, before: "ProcessorTime", seconds: float) -> float:
+        """How many threads' worth of processor this process had in so many seconds, where others took some;
+        0 where it had all that it wanted."""
+        threads = torch.get_num_threads()
+        had = (self.seconds - before.seconds) / seconds
+        often = (self.interrupted - before.interrupted) / seconds > 40 * threads
+        return had if often and had < 0.85 * threads else 0.0
 
 
 def training_machine(device: str, dtype: str) -> Machine:

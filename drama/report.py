@@ -15,6 +15,7 @@ from configurator import UserError, one_line
 from drama.checkpoint import set_aside
 from drama.generation import generate, pack
 from drama.logs import draw, open_logs
+from drama.machine import ProcessorTime
 from drama.run import Run, way_to_start_over
 
 SAMPLE = 200  # tokens of a sample on the way
@@ -35,7 +36,7 @@ class Report:
     """
 
     def __init__(self, clock=time.perf_counter):
-        self.clock, self.logs = clock, []
+        self.clock, self.logs, self.made_at = clock, [], clock()
 
     def begin(self, run: Run):
         """Open the logs and say what lies ahead."""
@@ -68,15 +69,24 @@ class Report:
     def start_clock(self):
         """The next iterations' time counts from here."""
         self.line_at = self.shown_at = self.drawn_at = self.clock()
-        self.line_iteration, self.seconds_per_iter = self.run.iteration, 0.0
+        self.line_iteration, self.lines = self.run.iteration, 0
+        self.pace = 0.0  # seconds per iteration, to tell the time left
+        self.pauses = {}  # seconds that the last of each kind took
+        self.steady_at = None  # when the iterations began that --minutes goes by
+        self.processor_at, self.processor, self.busy_said = self.line_at, ProcessorTime.now(), False
 
     @contextlib.contextmanager
-    def paused(self):
-        """What is done within is not part of the iterations' time."""
+    def paused(self, kind: str):
+        """What is done within (an "evaluation", say) is not part of the iterations' time."""
         self.run.machine.wait()
         paused_at = self.clock()
         yield
-        self.line_at += self.clock() - paused_at
+        now = self.clock()
+        self.pauses[kind] = now - paused_at
+        self.line_at += self.pauses[kind]
+        if self.steady_at is not None:
+            self.steady_at += self.pauses[kind]
+        self.processor_at, self.processor = now, ProcessorTime.now()
 
     def say(self, text: str):
         if self.first:
@@ -97,22 +107,66 @@ class Report:
     def line(self, loss: float, learning_rate: float):
         """The line of the iteration just made."""
         done, now = self.run.iteration, self.clock()
-        self.seconds_per_iter = (now - self.line_at) / (done - self.line_iteration)
-        self.line_at, self.line_iteration = now, done
-        mfu = self.flops / self.seconds_per_iter / self.peak_flops
-        speed, milliseconds = self.tokens / self.seconds_per_iter, self.seconds_per_iter * 1000
+        seconds = (now - self.line_at) / (done - self.line_iteration)
+        self.line_at, self.line_iteration, self.lines = now, done, self.lines + 1
+        # the first line's iteration warms up; later ones are averaged, since other programs come and go
+        self.pace = seconds if self.lines <= 2 else 0.7 * self.pace + 0.3 * seconds
+        self.peak_flops = max(self.peak_flops, self.flops / seconds)  # measured too low if this beats it
+        mfu = self.flops / seconds / self.peak_flops
+        speed, milliseconds = self.tokens / seconds, seconds * 1000
         values = dict(loss=loss, time_ms=milliseconds, mfu=mfu, tokens_per_s=speed, lr=learning_rate)
         self.log(iter=done - 1, **values)
         speeds = f"time {milliseconds:.2f}ms, mfu {mfu * 100:.2f}%, {speed:,.0f} tokens/s"
         self.say(f"iter {done - 1}: loss {loss:.4f}, {speeds}, {self.time_left()} left")
+        self.tell_when_busy()
+
+    def tell_when_busy(self):
+        """Say once that other programs take part of the processor, where they did for a second or more."""
+        before, elapsed = self.processor, self.line_at - self.processor_at
+        self.processor_at, self.processor = self.line_at, ProcessorTime.now()
+        if self.busy_said or before is None or elapsed < 1 or self.run.machine.device.type != "cpu":
+            return
+        if had := self.processor.shared_since(before, elapsed):
+            got = f"this run got {had:.1f} of {torch.get_num_threads()} processors"
+            self.say(f"the computer is busy: {got}, so it takes longer")
+            self.busy_said = True
+
+    def iterations_in(self, minutes: float) -> int | None:
+        """The max_iters of a run of so many minutes, or None while its speed is not known.
+
+        It is known after five seconds of iterations or at the end of the warm-up, the first left out.
+        """
+        self.run.machine.wait()
+        done, now, s = self.run.iteration, self.clock(), self.run.settings
+        if self.steady_at is None:
+            self.steady_at, self.steady_from = now, done
+            return None
+        spent = now - self.steady_at
+        if spent < 5 and done < s.warmup_iters:
+            return None
+        evaluation = self.pauses.get("evaluation", 0)
+        seconds = spent / (done - self.steady_from) + evaluation / s.eval_interval
+        left = minutes * 60 - (now - self.made_at) - evaluation  # one more at the end
+        max_iters = done - 1 + max(1, int(left / max(seconds, 1e-9)))
+        self.say(f"{minutes:g} minutes are {max_iters:,} iterations here")
+        return max_iters
 
     def time_left(self) -> str:
-        return duration((self.run.settings.max_iters + 1 - self.run.iteration) * self.seconds_per_iter)
+        """Of the iterations, evaluations and samples to come."""
+        s, done = self.run.settings, self.run.iteration
+        seconds = (s.max_iters + 1 - done) * self.pace
+        evaluations = s.max_iters // s.eval_interval - (done - 1) // s.eval_interval
+        evaluations += s.max_iters % s.eval_interval > 0  # at the end
+        seconds += self.pauses.get("evaluation", 0) * evaluations
+        if s.sample_interval:
+            samples = s.max_iters // s.sample_interval - (done - 1) // s.sample_interval
+            seconds += self.pauses.get("sample", 0) * samples
+        return duration(max(0, seconds) if done <= s.max_iters else 0)
 
     def progress(self):
         """On a terminal, a line that the next one replaces."""
-        if self.live and self.seconds_per_iter and self.clock() - self.shown_at > 0.2:
-            done, all_of_them = self.run.iteration, self.run.settings.max_iters
+        if self.live and self.pace and self.clock() - self.shown_at > 0.2:
+            done, all_of_them = self.run.iteration, self.run.settings.max_iters + 1
             print(f"{CLEAR}{done:,} of {all_of_them:,}, {self.time_left()} left", end="", flush=True)
             self.shown_at = self.clock()
 
@@ -172,7 +226,8 @@ class Report:
             best = f", best val loss {run.best_val_loss:.4f}: {sample_command(run)}"
             print(f"this run is finished{best if math.isfinite(run.best_val_loss) else ''}")
             advice = f"{way_to_start_over(run.settings.init_from)}or another --out_dir"
-            print(f"give a larger --max_iters to train it further, {advice}")
+            longer = "" if run.chosen else "a larger --max_iters to train it further, "
+            print(f"give {longer}{advice}")
 
 
 def sample_command(run: Run) -> str:

@@ -25,6 +25,8 @@ FREE_TO_CHANGE = {
     "tensorboard", "wandb", "device", "dtype", "compile",
 }  # fmt: skip
 
+CHOSEN = {"max_iters", "lr_decay_iters", "warmup_iters"}  # what --minutes sets
+
 
 class Run:
     """The state of a training; what it saves is what it holds.
@@ -42,6 +44,7 @@ class Run:
         self.out = Path(settings.out_dir)
         self.iteration, self.best_val_loss = 0, math.inf
         self.val_loss = math.inf
+        self.chosen = {}  # settings that --minutes has set
         # the files are needed on the first process's machine only
         state = machine.from_first(saved_state(settings, corpus.identity) if machine.rank == 0 else None)
         torch.manual_seed(settings.seed)
@@ -51,9 +54,11 @@ class Run:
             self.model, _ = checkpoint.build_model(state, self.out / "last.pt")
             self.iteration, self.best_val_loss = state["next_iteration"], state["best_val_loss"]
             self.val_loss = self.best_val_loss
+            self.chosen = state.get("chosen", {})
             origin = state["settings"].get("init_from", "auto")
             if origin not in OWN_WEIGHTS:  # where its weights come from, whatever is asked now
-                self.settings = dataclasses.replace(settings, init_from=origin)
+                settings = dataclasses.replace(settings, init_from=origin)
+            self.settings = dataclasses.replace(settings, **self.chosen)
         self.model.to(machine.device)
         self.optimizers = make_optimizers(self.model, settings, machine)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
@@ -63,6 +68,17 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.iteration > self.settings.max_iters
+
+    @property
+    def length_known(self) -> bool:
+        return not self.settings.minutes or bool(self.chosen)
+
+    def choose_length(self, max_iters: int | None):
+        """Take max_iters for the length that --minutes asks for; None: it is not known yet."""
+        if max_iters is not None:
+            warmup = min(self.settings.warmup_iters, max_iters // 10)
+            self.chosen = dict(max_iters=max_iters, lr_decay_iters=max_iters, warmup_iters=warmup)
+            self.settings = dataclasses.replace(self.settings, **self.chosen)
 
     def restore(self, state: dict):
         """Take over the optimizer state of last.pt. Raises UserError where it is another model's."""
@@ -93,6 +109,7 @@ class Run:
             optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
             scaler=self.scaler.state_dict(),
             launch=launch(),
+            chosen=self.chosen,
         )
 
     def save(self, name: str, **values):
@@ -136,14 +153,18 @@ def saved_state(settings, identity: str) -> dict | None:
     if scratch and state.get("launch") != launch():  # a process died, but before it had saved anything
         return None
     types = dict(next_iteration=int, best_val_loss=float, optimizers=list, scaler=dict, settings=dict)
-    if any(type(state.get(name)) is not kind for name, kind in types.items()) or state["next_iteration"] < 0:
+    chosen = state.get("chosen", {})  # not there in files of earlier versions
+    fits = type(chosen) is dict and set(chosen) <= CHOSEN and all(type(n) is int for n in chosen.values())
+    fits &= all(type(state.get(name)) is kind for name, kind in types.items())
+    if not fits or state["next_iteration"] < 0:
         raise UserError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
     saved = state["settings"]
-    asked = dataclasses.asdict(settings)
+    asked = {**dataclasses.asdict(settings), **chosen}
+    earlier = {name: getattr(type(settings), name) for name in asked} | saved  # before a setting was there
     different = [
-        f"{name} (saved {saved.get(name)!r}, asked {asked[name]!r})"
+        f"{name} (saved {earlier[name]!r}, asked {asked[name]!r})"
         for name in asked
-        if name not in FREE_TO_CHANGE and saved.get(name) != asked[name]
+        if name not in FREE_TO_CHANGE and earlier[name] != asked[name]
     ]
     gone = [name for name in saved if name not in asked and saved[name]]  # of an earlier version, and in use
     different += [f"{name} (saved {saved[name]!r}, and there is no such setting now)" for name in gone]

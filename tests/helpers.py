@@ -12,6 +12,7 @@ import prepare
 import sample
 import train_drama
 from drama import checkpoint
+from drama.dataset import Corpus, load_data
 from drama.machine import Machine
 from model import GPT, GPTConfig
 from tools import app, bench, export, plot
@@ -59,6 +60,11 @@ def tiny_model(seed=0, **changes) -> GPT:
 
 def tokens(*shape, seed=1) -> torch.Tensor:
     return torch.randint(TINY.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loaded(cls=Corpus, **changes) -> Corpus:
+    """The prepared small play as a Corpus of that class."""
+    return cls(**{**vars(load_data("drama", SMALL["block_size"], CPU)), **changes})
 
 
 # ---------------------------------------------------------------------------- programs

@@ -1,5 +1,7 @@
 import json
 import re
+import signal
+import subprocess
 
 import pytest
 from helpers import SMALL, play
@@ -13,6 +15,15 @@ NANO = {
 }
 
 
+def small_models(monkeypatch):
+    real = bench.train
+
+    def train(out_dir, *config, **settings):
+        return real(out_dir, *config, **{**SMALL, **settings})
+
+    monkeypatch.setattr(bench, "train", train)
+
+
 def last_line(text):
     return json.loads(text.strip().splitlines()[-1])
 
@@ -22,8 +33,7 @@ def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, 
     for name, code in NANO.items():
         (corpus / "nano" / name).parent.mkdir(parents=True, exist_ok=True)
         (corpus / "nano" / name).write_text(code)
-    real = bench.train
-    monkeypatch.setattr(bench, "train", lambda out_dir, **settings: real(out_dir, **{**SMALL, **settings}))
+    small_models(monkeypatch)
     before = sorted((corpus / "data").iterdir())
     argv = ("train", "sample", "--rounds=2", "--against=nano", "--dtype=float32")
     status, out, err = call("bench.py", *argv)
@@ -38,6 +48,37 @@ def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, 
     )
     assert all(label in out for name, label in bench.TABLE if name in ours) and "sampled words" not in out
     assert sorted((corpus / "data").iterdir()) == before  # nothing is left behind
+
+
+def test_a_busy_program_beside_it_is_started_measured_against_and_ended(call, corpus, monkeypatch):
+    small_models(monkeypatch)
+    monkeypatch.setattr(bench, "CHARACTERS", 20)
+    started, popen = [], subprocess.Popen
+
+    def watch(command, **kwargs):
+        started.append(popen(command, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", watch)
+    status, out, err = call("bench.py", "busy", "--rounds=1")
+    figures = last_line(out)
+    assert (status, err) == (0, "") and {
+        "laptop_ms",
+        "busy_laptop_ms",
+        "one_s",
+        "busy_one_s",
+    } <= figures.keys()
+    assert "beside a busy program" in out
+    loops = [process for process in started if "while" in process.args[-1]]
+    assert [process.returncode for process in loops] == [-signal.SIGKILL]
+
+
+def test_nanogpt_s_threads_wait_as_they_do_by_themselves(corpus, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "500")  # as tools.bench sets it for itself
+    (corpus / "nano").mkdir()
+    (corpus / "nano" / "sample.py").write_text("import os; print(os.environ.get('GOMP_SPINCOUNT'))")
+    lines = bench.NanoGPT(corpus / "nano", corpus).sample().lines
+    assert [line for _, line in lines] == ["None\n"]
 
 
 def test_ratios_are_theirs_over_ours_and_figures_are_medians(capsys):

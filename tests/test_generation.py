@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from drama.generation import KVCache, PackedLinear, StaticStep, generate, pack, pick, prompt_ids
+from drama.generation import KVCache, PackedLinear, StaticStep, generate, pack, pick, prompt_ids, threads_for
 from drama.machine import random_stream
 from drama.tokenizer import CharTokenizer, UnknownCharacters
 
@@ -145,6 +145,20 @@ def test_a_long_text_draws_the_numbers_of_one_stream():
     numbers = torch.stack([torch.rand(2500, generator=random_stream(5, row)) for row in (3, 4)], dim=1)
     picked = [pick(logits, u, 1.0, None, 1.0) for logits, u in zip(director.logits, numbers, strict=True)]
     assert torch.equal(torch.cat(picked, dim=1), torch.cat(director.tokens, dim=1))
+
+
+def test_a_token_gets_as_many_threads_as_its_products_pay_for_and_the_caller_keeps_its_own(monkeypatch):
+    threads, seen = [8], []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: threads.__setitem__(0, n))
+    for products in (10_650_000, 299_999_999, 300_000_000, 10**10):
+        with threads_for(products):
+            seen.append(threads[0])
+        assert threads == [8]
+    assert seen == [1, 1, 2, 8]
+    with pytest.raises(KeyError), threads_for(1):
+        raise KeyError
+    assert threads == [8]
 
 
 def test_a_sample_does_not_depend_on_how_many_are_asked_for():

@@ -12,7 +12,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, PROGRAMS, ROOT, SHORT, SMALL, equal, flags, losses, play, rows, start, weights
+from helpers import (
+    CPU,
+    PROGRAMS,
+    ROOT,
+    SHORT,
+    SMALL,
+    equal,
+    flags,
+    loaded,
+    losses,
+    play,
+    rows,
+    start,
+    weights,
+)
 
 import prepare
 import train_drama
@@ -45,10 +59,6 @@ def train(train):
 
 
 MINI = dict(n_layer=1, n_head=1, n_embd=16, block_size=16, batch_size=2, eval_iters=1)  # float16 is slow
-
-
-def loaded(cls=Corpus, **changes) -> Corpus:
-    return cls(**{**vars(load_data("drama", 32, CPU)), **changes})
 
 
 def run_of(machine=CPU, corpus=None, **settings) -> Run:
@@ -111,6 +121,16 @@ def test_accumulated_batches_have_one_large_batch_s_gradients_losses_and_weights
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-3)
     for name, a in weights("one").items():
         torch.testing.assert_close(a, weights("two")[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_read_in_parts_has_the_same_gradients_losses_and_weights(steps, monkeypatch):
+    how = dict(dropout=0.0, dtype="float32", max_iters=10, grad_clip=0.5, batch_size=7)
+    whole = steps(out_dir="whole", **how)
+    monkeypatch.setattr(dataset, "CPU_PART", 3 * 32 * 4)  # bytes: three sequences, three and one
+    parts = steps(out_dir="parts", **how)
+    assert [norm for *_, norm in parts] == pytest.approx([norm for *_, norm in whole], rel=1e-3)
+    for name, a in weights("whole").items():
+        torch.testing.assert_close(a, weights("parts")[name], rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_dropped_follows_from_seed_iteration_and_process(train, monkeypatch):

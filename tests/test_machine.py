@@ -1,11 +1,13 @@
 from types import SimpleNamespace
 
+from drama.program import cpu_quota
+
 import pytest
 import torch
 from helpers import CPU
 
 from configurator import UserError
-from drama.machine import Machine, find_device, find_dtype, random_stream
+from drama.machine import Machine, ProcessorTime, find_device, find_dtype, random_stream
 
 CUDA = Machine(torch.device("cuda"), torch.bfloat16)
 
@@ -74,3 +76,49 @@ def test_the_peak_of_what_is_not_in_the_table_is_measured_at_two_operations_a_mu
     monkeypatch.setattr("time.perf_counter", tick)
     flops, source = machine.peak_flops()
     assert flops == pytest.approx(2 * 256**3 / 0.1) and "measured" in source
+
+
+def test_one_quiet_moment_is_enough_to_measure_the_peak(monkeypatch):
+    """A busy computer interrupts most products, and each of them by some milliseconds."""
+    clock, n = [0.0], [0]
+
+    def tick():
+        n[0] += 1
+        clock[0] += 0.001 if n[0] % 10 < 4 else 0.02
+        return clock[0]
+
+    monkeypatch.setattr("time.perf_counter", tick)
+    assert CPU.peak_flops()[0] >= 2 * 512**3 / 0.001
+
+
+@pytest.mark.parametrize("used, interrupted, had", [
+    (2.0, 5, 0), (2.0, 900, 0), (0.4, 5, 0), (1.1, 900, 1.1),  # too little, but not because of others; both
+])  # fmt: skip
+def test_a_busy_processor_is_told_by_what_was_missed_and_by_being_interrupted(
+    monkeypatch, used, interrupted, had
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    before = ProcessorTime(10.0, 100)
+    now = ProcessorTime(10.0 + 3 * used, 100 + 3 * interrupted)
+    assert now.shared_since(before, 3.0) == pytest.approx(had)
+
+
+@pytest.mark.parametrize("files, quota", [
+    ({}, 0),
+    ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+    ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, 0),
+    ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "50000 100000",
+      "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 1),
+    ({"proc/self/cgroup": "3:memory:/x\n1:cpu,cpuacct:/", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000",
+      "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3),
+    ({"proc/self/cgroup": "1:cpu:/", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+      "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 0),
+    ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "9900000 100000"}, 0),  # more than there are
+    ({"proc/self/cgroup": "nonsense"}, 0),
+])  # fmt: skip
+def test_a_container_s_share_of_the_processor_is_read(tmp_path, monkeypatch, files, quota):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert cpu_quota(tmp_path) == quota

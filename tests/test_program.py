@@ -282,3 +282,16 @@ def test_an_optional_package_is_imported_or_said_to_be_installed_with_pip():
         with pytest.raises(UserError) as refused:
             optional(name, package)
         assert str(refused.value) == f"this needs {asked}: pip install {asked}"
+
+
+def test_threads_that_wait_go_to_sleep_unless_the_person_said_otherwise(tmp_path):
+    code = "import os, sys; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    own = ROOT / "tools" / "own-threads-test.py"
+    own.write_text(f"from drama.program import run_program\n{code}\n")
+    try:
+        for given, expected in ({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7"):
+            environ = {**os.environ, "PYTHONPATH": str(ROOT), **given}
+            done = subprocess.run([sys.executable, own], capture_output=True, text=True, env=environ)
+            assert done.stdout.split() == [expected, "False"], done.stderr
+    finally:
+        own.unlink()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU, ROOT, SHORT, SMALL, equal, flags, losses, rows, start, weights
+from helpers import CPU, ROOT, SHORT, SMALL, equal, flags, loaded, losses, rows, start, weights
 
 from configurator import UserError
 from drama import checkpoint
@@ -32,10 +32,6 @@ ITER = re.compile(
     r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms, mfu (\d+\.\d{2})%, ([\d,]+) tokens/s, .+ left"
 )
 STEP = re.compile(r"step (\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4})")
-
-
-def loaded(cls) -> Corpus:
-    return cls(**vars(load_data("drama", 32, CPU)))
 
 
 # ---------------------------------------------------------------------------- what it says and writes
@@ -152,10 +148,10 @@ def test_on_a_terminal_a_line_tells_how_far_it_is_and_is_gone_with_the_next(trai
     train(out_dir="m", corpus=loaded(Slow), report=Report(lambda: clock[0]))
     lines = shown.getvalue().split("\n")
     assert any(
-        line.startswith("\r\x1b[K1 of 20, 20 s left\r\x1b[K2 of 20, 19 s left\r\x1b[K") for line in lines
+        line.startswith("\r\x1b[K1 of 21, 20 s left\r\x1b[K2 of 21, 19 s left\r\x1b[K") for line in lines
     )
     left = [line.rpartition("\x1b[K")[2] for line in lines]
-    assert any(line.startswith("iter 5:") for line in left) and not any(" of 20" in line for line in left)
+    assert any(line.startswith("iter 5:") for line in left) and not any(" of 21" in line for line in left)
 
 
 def test_the_validation_loss_is_the_mean_over_the_whole_split(train, corpus):

@@ -3,6 +3,7 @@
     python -m tools.bench                            train and sample: some five minutes on 2 cores
     python -m tools.bench train --dtype=float32      one of them, in another number format
     python -m tools.bench --against=../nanoGPT       beside a checkout of nanoGPT, in turns: some forty
+    python -m tools.bench busy                       with another program that keeps one processor busy
     python -m tools.bench text --out_dir=model/best  what a model writes: shares of words, and of copied text
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
@@ -10,8 +11,10 @@ of all rounds. Prints a table, with what the machine's own limits would allow, a
 line of JSON. Nothing else should be running.
 """
 
+import contextlib
 import itertools
 import json
+import os
 import pickle
 import platform
 import re
@@ -43,13 +46,14 @@ from train_drama import find_corpus
 
 ITERATIONS = 5  # timed of each process, and one before them that is not
 FEW = dict(max_iters=ITERATIONS, log_interval=1, eval_iters=1)  # all three mean the same in nanoGPT
+QUICK = dict(max_iters=1, eval_interval=1, eval_iters=1, batch_size=1)  # these too
 ROWS, CHARACTERS = 10, 500  # the default of nanoGPT's sample.py, which knows no top_p
 COPIED = 50  # characters in a row that count as copied
 
 
 @dataclass(frozen=True)
 class Settings:
-    """python -m tools.bench [train] [sample] [text] [--name=value ...]"""
+    """python -m tools.bench [train] [sample] [busy] [text] [--name=value ...]"""
 
     against: FilePath = ""  # a checkout of nanoGPT, measured in turns with this project
     rounds: int = 3  # how often each is measured; more on a machine that is not quiet
@@ -79,13 +83,13 @@ class Done:
         return [float(found[1]) for _, line in self.lines if (found := re.search(r"time ([\d.]+)ms", line))]
 
 
-def python(*command, folder: Path | str = ".", **settings) -> Done:
+def python(*command, folder: Path | str = ".", env: dict | None = None, **settings) -> Done:
     """Run `python COMMAND --name=value ...` in a folder. Raises OSError with its last words when it fails."""
     command = [*map(str, command), *(f"--{name}={value}" for name, value in settings.items())]
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         pipes = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
-        process = subprocess.Popen([sys.executable, "-u", *command], cwd=folder, **pipes)
+        process = subprocess.Popen([sys.executable, "-u", *command], cwd=folder, env=env, **pipes)
         try:
             lines, peak = [], 0
             for line in process.stdout:
@@ -124,18 +128,20 @@ class NanoGPT:
         meta = {"itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
         (self.data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(chars), **meta}))
         self.device = find_device("auto").type
+        self.env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # ours
 
     def train(self, **settings) -> Done:
         settings |= dict(device=self.device, compile=self.device == "cuda")  # as its README says
         settings |= dict(dataset=self.data.resolve(), out_dir="out")
-        return python("train.py", "config/train_shakespeare_char.py", folder=self.folder, **settings)
+        config = "config/train_shakespeare_char.py"
+        return python("train.py", config, folder=self.folder, env=self.env, **settings)
 
     def sample(self) -> Done:
-        return python("sample.py", folder=self.folder, out_dir="out", device=self.device)
+        return python("sample.py", folder=self.folder, env=self.env, out_dir="out", device=self.device)
 
 
-def train(out_dir: Path, **settings) -> Done:
-    return python(ROOT / "train_drama.py", init_from="scratch", out_dir=out_dir, **settings)
+def train(out_dir: Path, *config, **settings) -> Done:
+    return python(ROOT / "train_drama.py", *config, init_from="scratch", out_dir=out_dir, **settings)
 
 
 def corpus() -> Corpus:
@@ -157,40 +163,67 @@ def bench_train(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) 
     return times | {f"{name}train_memory_mb": [ran.peak_mb] for name, ran in done.items()}
 
 
-def decoding_seconds(path: Path, dtype: Dtype) -> dict:
-    """Seconds of decoding alone, with nothing else in the process."""
+def decoding_seconds(path: Path, dtype: Dtype, jobs: dict) -> dict:
+    """Seconds of decoding alone, by name, for jobs {name: (rows, characters)}, after one to warm up."""
     device, seconds = find_device("auto"), {}
     gpt, _ = checkpoint.build_model(checkpoint.load(path), path)
     pack(gpt.to(device), find_dtype(dtype, device))
-    jobs = {"": (ROWS, 50), "decode_s": (ROWS, CHARACTERS), "decode_one_s": (1, CHARACTERS)}
-    for name, (rows, characters) in jobs.items():
+    for name, (rows, characters) in {"": (ROWS, 50), **jobs}.items():
         idx = torch.zeros(rows, 1, dtype=torch.long, device=device)
         start = time.perf_counter()
         generate(gpt, idx, characters, temperature=0.8, top_k=200).cpu()
         seconds[name] = [time.perf_counter() - start]
-    del seconds[""]  # which was to warm up
+    del seconds[""]
     return seconds
+
+
+def decode(settings: Settings, folder: Path, **jobs) -> dict:
+    """decoding_seconds of a model of the default shape, in a process that does nothing else."""
+    path = folder / "model" / "ckpt.pt"
+    if not path.exists():  # after one step on one sequence: speed does not depend on more
+        train(path.parent, **QUICK)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(decoding_seconds, path, settings.dtype, jobs).result()
 
 
 def bench_sample(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:
     """nanoGPT's default sampling job: decoding alone, one sample alone, and the whole process."""
-    if not (folder / "model").exists():  # after one step on one sequence: speed does not depend on more
-        quick = dict(max_iters=1, eval_interval=1, eval_iters=1, batch_size=1)
-        train(folder / "model", **quick)
-        if nano:
-            nano.train(always_save_checkpoint=True, **quick)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        path = folder / "model" / "ckpt.pt"
-        measured = pool.submit(decoding_seconds, path, settings.dtype).result()
+    measured = decode(settings, folder, decode_s=(ROWS, CHARACTERS), decode_one_s=(1, CHARACTERS))
     whole = python(ROOT / "sample.py", top_p=1, out_dir=folder / "model", dtype=settings.dtype)
     measured["process_s"] = [whole.seconds]
     if nano:
+        if n == 0:
+            nano.train(always_save_checkpoint=True, **QUICK)
         theirs = nano.sample()
         ends = [at for at, line in theirs.lines if line.startswith("-----")]
         calls = [b - a for a, b in itertools.pairwise(ends)]  # of generate, all but the first
         measured["nanogpt_decode_one_s"] = calls
         measured["nanogpt_decode_s"] = [ROWS * statistics.mean(calls)]
         measured["nanogpt_process_s"] = [theirs.seconds]
+    return measured
+
+
+@contextlib.contextmanager
+def competitor():
+    """A program that keeps one processor busy: ten minutes at most, should nobody be left to end it."""
+    loop = "import time\nend = time.time() + 600\nwhile time.time() < end: pass"
+    process = subprocess.Popen([sys.executable, "-c", loop])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def bench_busy(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:
+    """config/laptop.py's iteration and one text of the default model: alone, then beside another program."""
+    measured = {}
+    for name, company in (("", contextlib.nullcontext()), ("busy_", competitor())):
+        with company:
+            few = dict(FEW, max_iters=12, sample_interval=0, dtype=settings.dtype)
+            done = train(folder / "laptop", ROOT / "config" / "laptop.py", **few)
+            measured[f"{name}laptop_ms"] = done.iteration_times()[1:]
+            measured |= decode(settings, folder, **{f"{name}one_s": (1, CHARACTERS)})
     return measured
 
 
@@ -221,7 +254,7 @@ def bench_text(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -
     }
 
 
-BENCHES = {"train": bench_train, "sample": bench_sample, "text": bench_text}
+BENCHES = {"train": bench_train, "sample": bench_sample, "busy": bench_busy, "text": bench_text}
 
 
 def limits(here: Machine) -> dict:
@@ -267,6 +300,10 @@ TABLE = (
     ("decode_s", "decoding 10 x 500 characters, s"),
     ("decode_one_s", "decoding 1 x 500 characters, s"),
     ("process_s", "sample.py, the whole process, s"),
+    ("laptop_ms", "config/laptop.py, iteration, ms"),
+    ("busy_laptop_ms", "the same beside a busy program, ms"),
+    ("one_s", "decoding 1 x 500 characters, s"),
+    ("busy_one_s", "the same beside a busy program, s"),
     ("unknown_words_percent", "sampled words that the corpus lacks, %"),
     ("copied_percent", f"sampled stretches of {COPIED} copied from it, %"),
     ("characters_per_s", "sample.py, characters per second"),

@@ -1,0 +1,99 @@
+"""What a run says of time: how long it will take, how fast it is, whether the computer is busy; --minutes."""
+
+import re
+import signal
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import SHORT, SMALL, equal, loaded, losses, rows, weights
+
+from configurator import UserError
+from drama import checkpoint
+from drama.dataset import Corpus
+from drama.machine import Machine, ProcessorTime
+from drama.report import Report
+from train_drama import Settings
+
+
+class Clocked(Corpus):
+    """Batches of two seconds and evaluations of five, by the clock that the report reads."""
+
+    clock: ClassVar = [0.0]
+
+    def batches(self, *given):
+        self.clock[0] += 2
+        return super().batches(*given)
+
+    def evaluate(self, *given):
+        self.clock[0] += 5
+        return super().evaluate(*given)
+
+
+def timed(train, **settings):
+    """Train by the clock of Clocked: what train() returned and the seconds it took."""
+    began = Clocked.clock[0]
+    result = train(corpus=loaded(Clocked), report=Report(lambda: Clocked.clock[0]), **settings)
+    return result, Clocked.clock[0] - began
+
+
+@pytest.mark.parametrize("minutes", [2.0, 5.0])
+def test_minutes_choose_the_length_and_the_schedule(train, minutes):
+    result, seconds = timed(train, out_dir="m", minutes=minutes)
+    saved = checkpoint.load("m/last.pt")
+    chosen = saved["chosen"]
+    assert 0.9 * 60 * minutes < seconds <= 60 * minutes
+    assert result["iteration"] == chosen["max_iters"] + 1 and chosen["lr_decay_iters"] == chosen["max_iters"]
+    last = float(rows("m")[-1]["lr"])
+    assert last == pytest.approx(Settings(**{**SMALL, **SHORT}).min_lr)
+
+
+def test_a_run_by_minutes_keeps_its_length_when_it_is_continued(train, corpus, capfd):
+    class Stopped(Clocked):
+        def batches(self, settings, iteration, machine):
+            if iteration == 15:
+                signal.raise_signal(signal.SIGINT)
+            return super().batches(settings, iteration, machine)
+
+    timed(train, out_dir="whole", minutes=2.0)
+    report = Report(lambda: Clocked.clock[0])
+    assert train(corpus=loaded(Stopped), report=report, out_dir="m", minutes=2.0)["signal"]
+    timed(train, out_dir="m", minutes=2.0)
+    assert equal(weights("whole"), weights("m")) and losses("whole") == losses("m")
+    capfd.readouterr()
+    timed(train, out_dir="m", minutes=2.0)
+    assert "this run is finished" in (said := capfd.readouterr().out) and "max_iters" not in said
+    with pytest.raises(UserError, match=r"minutes \(saved 2.0, asked 3.0\)"):
+        timed(train, out_dir="m", minutes=3.0)
+
+
+def test_the_time_left_counts_evaluations_and_is_right_after_two_lines(train, capfd):
+    _, seconds = timed(train, out_dir="m", max_iters=100, lr_decay_iters=100, eval_interval=20)
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("iter ")]
+    left = [int(re.search(r"([\d]+) (s|min) left", line)[1]) for line in lines]
+    assert left[1] * 60 == pytest.approx(seconds - 5 - 2 * 6, rel=0.15) and left[-1] == 0  # after iteration 5
+
+
+def test_mfu_is_never_above_100_percent(train, monkeypatch):
+    monkeypatch.setattr(Machine, "peak_flops", lambda self: (1.0, "a minute when all was busy"))
+    train(out_dir="m")
+    shares = [float(row["mfu"]) for row in rows("m") if row["mfu"]]
+    assert max(shares) == 1 and all(0 < share <= 1 for share in shares)
+
+
+def test_a_busy_computer_is_said_once(train, capfd, monkeypatch):
+    now, real = [ProcessorTime(0.0, 0)], ProcessorTime.shared_since
+    monkeypatch.setattr(ProcessorTime, "now", lambda: now[0])
+    monkeypatch.setattr(ProcessorTime, "shared_since", lambda *given: real(*given) and 1.25)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    timed(train, out_dir="quiet")
+    assert "busy" not in capfd.readouterr().out
+
+    class Interrupted(Clocked):
+        def batches(self, *given):
+            now[0] = ProcessorTime(now[0].seconds + 2.5, now[0].interrupted + 2000)
+            return super().batches(*given)
+
+    train(out_dir="m", corpus=loaded(Interrupted), report=Report(lambda: Clocked.clock[0]))
+    said = capfd.readouterr().out
+    assert said.count("the computer is busy: this run got 1.2 of 4 processors") == 1
