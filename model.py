@@ -112,23 +112,21 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, past + T, D)
             q = q.to(k.dtype)
-        position = None if cache is None else cache.position
         on_cpu = x.device.type == "cpu" and T > 1
-        y = self.attend_cpu(q, k, v) if on_cpu else self.attend(q, k, v, position)
+        y = self.attend_cpu(q, k, v) if on_cpu else self.attend(q, k, v, cache and cache.mask)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
-    def attend(self, q, k, v, position=None):
+    def attend(self, q, k, v, mask=None):
         """Attention of q (B, H, T, D) to k and v (B, H, past + T, D) -> (B, H, T, D).
 
-        With position, a tensor (1,), q is the one token that stands there, and k and v hold nothing after it.
+        mask, (T, past + T), says what each position sees; without it, itself and all that is before it.
         """
         T, length = q.size(2), k.size(2)
-        mask = None  # one new token sees everything; a first chunk is causal; a later chunk needs a mask
-        if position is not None:
-            mask = (torch.arange(length, device=q.device) <= position)[None]
-        elif length > T > 1:
+        if mask is None and length > T > 1:  # one new token sees everything, a first chunk is causal
             mask = torch.ones(T, length, dtype=torch.bool, device=q.device).tril(length - T)
+        if q.device.type == "mps":  # other layouts give wrong results there (pytorch issue 181133)
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         p = self.attn_dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=p, is_causal=length == T > 1
@@ -232,9 +230,9 @@ class GPT(nn.Module):
         before = idx.new_full((B, PAST), self.config.vocab_size) if cache is None else cache.before
         text = torch.cat([before, idx], dim=1)  # (B, PAST + T)
         for distance, table in enumerate(self.wte_past, start=1):
-            x = x + table(text[:, PAST - distance : PAST - distance + T])
+            x = x + table(text.narrow(1, PAST - distance, T))
         if cache is not None:
-            cache.before.copy_(text[:, -PAST:])
+            cache.before.copy_(text.narrow(1, T, PAST))
         C = self.config.n_embd
         return F.layer_norm(x, (C,)), rotary_angles(positions, C // self.config.n_head)
 
@@ -245,8 +243,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """idx (B, T) token ids -> (logits, loss).
 
-        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats per token, a scalar. An
-        ensemble in training mode: logits (n_ensemble, B, T, V) and the mean of its members' losses.
+        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats per token, a scalar. In
+        training mode: None and that loss, of an ensemble the mean of its members' losses.
         Without: logits (B, 1, V) of the last position only, and None.
         With a cache (generation.KVCache), idx continues what the cache holds. Raises ValueError past
         block_size, where rotary positions go on with one token at a time.
@@ -275,4 +273,5 @@ class GPT(nn.Module):
             return self.head(x[:, -1:]), None
         logits = self.head(x)
         targets = targets.expand(logits.shape[:-1])
-        return logits, F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        loss = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        return None if self.training else logits, loss

@@ -144,26 +144,42 @@ def update(model, run: Run, learning_rate: float) -> torch.Tensor:
     return loss
 
 
+def worth_compiling(run: Run, report: Report) -> bool:
+    """Whether to compile: as the person says, else on CUDA where the rest of the run is long enough.
+
+    Compiling takes about a minute, and saves about a third of what is arithmetic.
+    """
+    if run.settings.compile is not None or run.machine.device.type != "cuda":
+        return bool(run.settings.compile)
+    minutes = (run.settings.max_iters - run.iteration) * report.arithmetic_ms() / 60_000
+    if minutes < 3:
+        report.say("not compiling the model: the run is too short to gain from it (--compile=true insists)")
+    return minutes >= 3
+
+
 def ready_to_train(run: Run, report: Report):
-    """run.model, compiled where that is wanted and works, and shared among processes."""
-    model, settings, machine = run.model.train(), run.settings, run.machine
-    wanted = settings.compile
-    if wanted or (wanted is None and machine.device.type == "cuda"):
+    """run.model, its blocks compiled where that is worth it and works, and shared among processes."""
+    model = run.model.train()
+    if run.machine.world > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    if worth_compiling(run, report):
         report.say("compiling the model (about a minute; --compile=false goes without)")
         try:
-            model = torch.compile(run.model)
+            for block in run.model.blocks:  # not the whole: so gradients are exchanged as they come
+                block.compile()
             # a batch as training's are, so that nothing is compiled again there
-            x, y = next(run.corpus.batches(settings, run.iteration, machine))
-            with machine.autocast():
+            x, y = next(run.corpus.batches(run.settings, run.iteration, run.machine))
+            with run.machine.autocast():
                 model(x, y)[1].backward()
         except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
             if is_out_of_memory(e):
                 raise
             reason = one_line(e)[:120] or type(e).__name__
             report.say(f"torch.compile does not work here ({reason}); going on without")
-            model = run.model
+            for block in run.model.blocks:
+                block._compiled_call_impl = None
         run.model.zero_grad(set_to_none=True)
-    return torch.nn.parallel.DistributedDataParallel(model) if machine.world > 1 else model
+    return model
 
 
 # ---------------------------------------------------------------------------- the loop

@@ -10,7 +10,7 @@ import torch
 from configurator import UserError
 from drama import checkpoint, tokenizer
 from drama.disk import read_json
-from drama.machine import Machine, random_stream
+from drama.machine import Machine, random_stream, uncompiled
 from model import GPT
 
 AGAIN = "run prepare.py again"
@@ -39,19 +39,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.mapped)
 
-    def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the CPU on the split's device; to a GPU the copy is left under way."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
-
     def windows(self, starts: torch.Tensor, length: int):
         """x, y (B, length): the tokens from each of starts (B,), and the ones that follow each."""
-        where = starts[:, None] + torch.arange(length + 1)
-        if self.resident is not None:
-            tokens = self.resident[self.send(where)].long()
+        if self.resident is not None:  # a few bytes go to the GPU, and nothing waits for it
+            starts = starts.to(self.device, non_blocking=True)
+            where = starts[:, None] + torch.arange(length + 1, device=self.device)
+            tokens = self.resident[where].long()
         else:
-            tokens = self.send(torch.from_numpy(self.mapped[where.numpy()].astype(np.int64)))
+            where = starts[:, None] + torch.arange(length + 1)
+            tokens = torch.from_numpy(self.mapped[where.numpy()].astype(np.int64))
+            if self.device.type == "cuda":
+                tokens = tokens.pin_memory()
+            tokens = tokens.to(self.device, non_blocking=self.device.type == "cuda")
         return tokens[:, :-1], tokens[:, 1:]
 
 
@@ -189,7 +188,7 @@ def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=Non
         if n + machine.rank < len(batches):
             starts, length = batches[n + machine.rank]
             x, y = split.windows(starts, length)
-            with machine.autocast():
+            with machine.autocast(), uncompiled():
                 sums.append(model(x, y)[1] * y.numel())
             count += y.numel()
     model.train(training)

@@ -7,6 +7,7 @@ Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vo
 
 import contextlib
 from collections import deque
+from functools import lru_cache
 from threading import Lock
 
 import torch
@@ -22,7 +23,8 @@ class KVCache:
 
     `length` counts the positions read so far, `before` (B, PAST) holds the last tokens read. A full cache
     overwrites its oldest position. With `position`, a tensor (1,) that says where the new token stands,
-    `append` returns all that is allocated, so that no shape ever changes.
+    `append` returns all that is allocated, so that no shape ever changes; `mask` (1, size) then says how
+    much of it counts.
     """
 
     def __init__(self, config: GPTConfig, batch: int, size: int | None = None, device=None, dtype=None):
@@ -33,7 +35,7 @@ class KVCache:
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.nothing = config.vocab_size
         self.before = torch.empty(batch, PAST, device=device, dtype=torch.long)
-        self.position = None
+        self.position = self.mask = None
         self.empty()
 
     def empty(self):
@@ -93,45 +95,58 @@ def pack(model: GPT, dtype: torch.dtype) -> GPT:
 capturing = Lock()  # CUDA allows one capture at a time
 
 
+@lru_cache
+def capture_stream(device: torch.device):
+    """One side stream for all captures on a device: each stream keeps a workspace of cuBLAS for itself."""
+    return torch.cuda.Stream(device)
+
+
 class StaticStep:
     """Decoding one token with tensors whose shapes and addresses never change.
 
-    On CUDA this is captured once as a graph and replayed: one launch instead of some 200.
+    choose(logits (B, V), u (B,)) picks the next tokens (B, 1). On CUDA all of this is captured once as a
+    graph and replayed: one launch instead of some 200.
     """
 
-    def __init__(self, model: GPT, cache: KVCache):
-        self.model, self.cache, self.graph = model, cache, None
-        device = cache.k[0].device
+    def __init__(self, model: GPT, cache: KVCache, choose):
+        self.model, self.cache, self.choose, self.graph = model, cache, choose, None
+        device, rows = cache.k[0].device, cache.k[0].size(0)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.token = torch.zeros(cache.k[0].size(0), 1, dtype=torch.long, device=device)
+        self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.u = torch.zeros(rows, device=device)
+        self.places = torch.arange(cache.size, device=device)
         if device.type == "cuda":
-            side = torch.cuda.Stream(device)  # a capture needs a run before it, on the same stream
+            side = capture_stream(device)  # a capture needs a run before it, on the same stream
             side.wait_stream(torch.cuda.current_stream(device))
             with capturing, torch.cuda.device(device):
                 with torch.cuda.stream(side):
                     self.run()
                 torch.cuda.current_stream(device).wait_stream(side)
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
-                    self.logits = self.run()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    self.run()
+            self.graph = graph
             cache.empty()
 
     def run(self):
         length, self.cache.position = self.cache.length, self.position
+        self.cache.mask = (self.places <= self.position)[None]
         logits, _ = self.model(self.token, cache=self.cache)
-        self.cache.length, self.cache.position = length, None
-        return logits
+        self.cache.length, self.cache.position, self.cache.mask = length, None, None
+        self.logits = logits[:, -1]
+        self.chosen = self.choose(self.logits, self.u)
 
-    def __call__(self, token):
-        """The logits (B, 1, V) after token (B, 1), which is added to the cache."""
+    def __call__(self, token, u):
+        """Add token (B, 1) to the cache; returns the logits (B, V) after it and the tokens (B, 1) u picks.
+
+        The next call overwrites both.
+        """
         self.token.copy_(token)
+        self.u.copy_(u)
         self.position.fill_(self.cache.length)
-        if self.graph is None:
-            self.logits = self.run()
-        else:
-            self.graph.replay()
+        self.run() if self.graph is None else self.graph.replay()
         self.cache.length += 1
-        return self.logits
+        return self.logits, self.chosen
 
 
 @contextlib.contextmanager
@@ -163,12 +178,13 @@ def stream(
     seed: int = 1337,
     first_row: int = 0,
     director=None,
+    graph: bool = True,
 ):
     """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
 
     temperature 0 always takes the likeliest token. A director (scene.Director) may forbid tokens and end all
-    rows sooner. For each token, row n draws one uniform number from the stream addressed by
-    (seed, first_row + n), so a row does not depend on how many there are.
+    rows sooner. graph=False does without a CUDA graph. For each token, row n draws one uniform number from
+    the stream addressed by (seed, first_row + n), so a row does not depend on how many there are.
     When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
     one; with learned positions, the most recent half of the context is read again and decoding goes on
     from there: a token then sees the block_size / 2 to block_size tokens before it.
@@ -178,21 +194,29 @@ def stream(
     draws = [random_stream(seed, first_row + n) for n in range(B)]
     half = max(1, block_size // 2)
     recent = deque(idx[:, -half:].split(1, dim=1), maxlen=half)  # tokens (B, 1)
-    cache = KVCache(model.config, B, T + max_new_tokens, idx.device, model.wte.weight.dtype)
-    decode = StaticStep(model, cache) if idx.is_cuda else lambda token: model(token, cache=cache)[0]
+    dtype = model.lm_head.dtype if idx.is_cuda else model.wte.weight.dtype  # packed, or in float32 on a CPU
+    cache = KVCache(model.config, B, T + max_new_tokens, idx.device, dtype)
+
+    def choose(logits, u):
+        return pick(logits, u, temperature, top_k, top_p)
+
+    static = StaticStep(model, cache, choose) if idx.is_cuda and graph else None
     weights = 12 * len(model.blocks) * model.config.n_embd**2  # of the blocks' matrices
     unread = idx[:, -block_size:]
     for i in range(max_new_tokens):
         if i % DRAWN == 0:
             uniforms = torch.stack([torch.rand(DRAWN, generator=row) for row in draws]).to(idx.device)
+        u, token = uniforms[:, i % DRAWN], None
         with threads_for(weights * (B if i else idx.numel())):  # the same for all but the prompt
-            logits = decode(unread) if cache.length else model(unread, cache=cache)[0]  # else: prefill
-        logits = logits[:, -1]
+            if static and cache.length:
+                logits, token = static(unread, u)
+            else:  # prefill, or a token without a graph
+                logits = model(unread, cache=cache)[0][:, -1]
         if director:
-            logits = director.confine(logits)
-        token = pick(logits, uniforms[:, i % DRAWN], temperature, top_k, top_p)
-        if director:
+            token = choose(director.confine(logits), u)
             director.saw(token)
+        else:
+            token = choose(logits, u) if token is None else token.clone()
         yield token
         if director and director.done():
             return

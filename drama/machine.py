@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import re
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -48,7 +49,21 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"device={name!r} cannot be used here ({why}); try --device=auto") from None
     if device.type not in ("cuda", "mps", "cpu"):
         raise UserError(f"device={name!r} is none of cuda, mps, cpu")
+    if device.type == "cuda":
+        check_kernels(device)
     return device
+
+
+def check_kernels(device: torch.device):
+    """Raise UserError where this build of PyTorch holds no code for a GPU that the driver offers."""
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except RuntimeError as e:
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        gpu = f"{torch.cuda.get_device_name(device)} (compute capability {capability})"
+        built = f"PyTorch {torch.__version__} is built for {', '.join(torch.cuda.get_arch_list())}"
+        advice = "docs/gpu.md names the builds for older GPUs; --device=cpu goes without"
+        raise UserError(f"{gpu} fails its first sum ({one_line(e)[:80]}); {built}; {advice}") from None
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -64,11 +79,13 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-# Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first that fits counts.
+# Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first that fits counts. What is
+# not here, a part of a GPU (MIG) and laptops' GPUs are measured.
 PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362,
-    "L4": 121, "A10G": 70, "A40": 150, "A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97,
-    "RTX 3090": 71, "RTX 3080": 60, "V100": 125, "T4": 65,
+    "GB200": 2500, "B200": 2250, "GH200": 989, "H200 NVL": 835, "H200": 989, "H100 PCIe": 756,
+    "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "A10": 125,
+    "A40": 150, "A6000": 155, "RTX 6000 Ada": 364, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97,
+    "RTX 3090": 71, "RTX 3080": 60, "V100-PCIE": 112, "V100": 125, "T4": 65,
 }  # fmt: skip
 
 
@@ -120,7 +137,8 @@ class Machine:
         if self.device.type == "cuda" and self.dtype != torch.float32:
             gpu = torch.cuda.get_device_name(self.device)
             for name, tflops in PEAK_TFLOPS.items():
-                if re.search(rf"\b{name}\b(?! (?:Ti|SUPER|Laptop))", gpu):  # "L4" is not in "L40"
+                # "L4" is not in "L40"
+                if re.search(rf"\b{name}\b(?! (?:Ti|SUPER|Laptop))", gpu) and "MIG" not in gpu:
                     return tflops * 1e12, f"the data sheet's {tflops} TFLOP/s"
         n, flops, until = 256, 0.0, time.perf_counter() + 0.5
         a = torch.randn(n, n, device=self.device, dtype=self.dtype)
@@ -156,6 +174,16 @@ class ProcessorTime:
         had = (self.seconds - before.seconds) / seconds
         often = (self.interrupted - before.interrupted) / seconds > 40 * threads
         return had if often and had < 0.85 * threads else 0.0
+
+
+@contextlib.contextmanager
+def uncompiled():
+    """Within, what torch.compile has compiled runs as it is written: it was compiled for training alone."""
+    if "torch._dynamo" not in sys.modules:  # loading it takes a second
+        yield
+    else:
+        with torch.compiler.set_stance("force_eager"):
+            yield
 
 
 def training_machine(device: str, dtype: str) -> Machine:

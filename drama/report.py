@@ -58,6 +58,10 @@ class Report:
         self.say(f"{size}, {self.tokens:,} tokens per iteration, on {where}")
         self.say(f"mfu is measured against {source}")
         seconds = (settings.max_iters + 1 - run.iteration) * self.flops / (0.75 * self.peak_flops)
+        if machine.world > 1 and machine.device.type == "cuda" and self.arithmetic_ms() < 10:
+            self.say(
+                "an iteration is too little arithmetic to gain from several GPUs: a larger model would be"
+            )
         if machine.device.type == "cpu" and seconds > 3600:
             self.say(
                 f"with no GPU this takes about {duration(seconds)}; Ctrl-C stops it, and there is a run for"
@@ -65,6 +69,10 @@ class Report:
             self.say("such machines: python train_drama.py config/laptop.py --out_dir=model/laptop")
         if run.iteration:
             self.say(f"continuing at iteration {run.iteration}")
+
+    def arithmetic_ms(self) -> float:
+        """Milliseconds of an iteration's arithmetic, at 40 % of the peak as GPUs usually reach."""
+        return 1000 * self.flops / (0.4 * self.peak_flops)
 
     def start_clock(self):
         """The next iterations' time counts from here."""
@@ -154,6 +162,8 @@ class Report:
     def time_left(self) -> str:
         """Of the iterations, evaluations and samples to come."""
         s, done = self.run.settings, self.run.iteration
+        if not self.run.length_known:
+            return duration(max(0, s.minutes * 60 - (self.clock() - self.made_at)))
         seconds = (s.max_iters + 1 - done) * self.pace
         evaluations = s.max_iters // s.eval_interval - (done - 1) // s.eval_interval
         evaluations += s.max_iters % s.eval_interval > 0  # at the end
@@ -178,7 +188,8 @@ class Report:
         try:
             gpt = pack(copy.deepcopy(run.model), run.machine.dtype)  # as in sample.py
             first, _ = run.corpus.val.windows(torch.tensor([0]), 1)  # what the validation text begins with
-            ids = generate(gpt, first, SAMPLE, temperature=0.8, seed=run.settings.seed)
+            # a graph whose capture fails, for want of memory, would leave CUDA in the middle of it
+            ids = generate(gpt, first, SAMPLE, temperature=0.8, seed=run.settings.seed, graph=False)
         except RuntimeError as e:
             if is_out_of_memory(e):
                 return self.say(f"no sample: {one_line(e)[:120]}")

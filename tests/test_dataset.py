@@ -88,6 +88,15 @@ def test_both_losses_are_means_over_the_tokens_of_as_many_windows_without_dropou
         assert found == pytest.approx(math.fsum(each) / len(each), rel=1e-5)
 
 
+def test_windows_are_the_same_from_a_text_that_lies_on_the_device(corpus):
+    train = load_data("drama", 32, CPU).train
+    starts = torch.tensor([0, 7, len(train) - 33])
+    mapped = train.windows(starts, 32)
+    train.resident = torch.from_numpy(train.mapped.astype("int32"))  # as on a GPU
+    for a, b in zip(mapped, train.windows(starts, 32), strict=True):
+        assert a.equal(b) and b.dtype == torch.long
+
+
 def test_an_evaluation_that_is_stopped_gives_no_losses(corpus):
     data, asked = load_data("drama", 32, CPU), []
 

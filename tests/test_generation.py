@@ -113,12 +113,14 @@ def test_a_step_of_fixed_shapes_decodes_as_any_other(arch, end):
     gpt, idx = tiny_model(arch=arch), tokens(3, end)
     with torch.no_grad():
         caches = [KVCache(gpt.config, 3), KVCache(gpt.config, 3)]
-        step = StaticStep(gpt, caches[1])
+        step = StaticStep(gpt, caches[1], lambda logits, u: pick(logits, u, 0.8, None, 0.9))
         for cache in caches:
             gpt(idx[:, :5], cache=cache)
         for n in range(5, end):
             expected, _ = gpt(idx[:, n : n + 1], cache=caches[0])
-            torch.testing.assert_close(step(idx[:, n : n + 1]), expected)
+            logits, token = step(idx[:, n : n + 1], u := torch.rand(3))
+            torch.testing.assert_close(logits, expected[:, -1])
+            assert token.equal(pick(logits, u, 0.8, None, 0.9))
     assert caches[0].length == caches[1].length == end
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import PROGRAMS, ROOT, flags, start
 
-QUICK = flags(n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=4, max_iters=30, eval_interval=10)
+QUICK = dict(n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=4)
+QUICK = flags(**QUICK, max_iters=30, eval_interval=10, minutes=0)
 
 
 def readme_commands(name):
@@ -35,7 +36,7 @@ def test_the_first_command_of_the_readme_ends_in_dialogue(clone):
     """Its own words, with a tiny model and few iterations; the real corpus, fetched by the script."""
     first, second = readme_commands("README.md")[:2]
     install, training, sampling = first.split(" && ")
-    assert install == "pip install -r requirements.txt"
+    assert install == "pip install -r requirements.txt" and training.endswith("--minutes=10")
     assert second == "pip install -r requirements-dev.txt && python -m pytest"
     status, out, err = run(clone, *training.split()[1:], *QUICK)
     if "pip could not fetch" in err:

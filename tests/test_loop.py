@@ -188,9 +188,10 @@ def test_training_and_evaluation_multiply_in_the_dtype_asked_for(train, monkeypa
     class Watched(Report):
         def begin(self, run):
             super().begin(run)
-            run.model.register_forward_hook(lambda gpt, _, out: made.append((gpt.training, out[0].dtype)))
+            product = run.model.blocks[0].mlp.c_fc
+            product.register_forward_hook(lambda fc, _, out: made.append((fc.training, out.dtype)))
 
-    monkeypatch.setattr(torch, "compile", lambda model: model)  # which the first batch is for
+    monkeypatch.setattr(torch, "compile", lambda call: call)  # which the first batch is for
     train(out_dir="m", dtype=str(dtype)[6:], max_iters=0, compile=True, report=Watched(), **MINI)
     assert len(made) > 3 and set(made) == {(True, dtype), (False, dtype)}
 
@@ -198,16 +199,22 @@ def test_training_and_evaluation_multiply_in_the_dtype_asked_for(train, monkeypa
 # ---------------------------------------------------------------------------- ready to train
 
 
-@pytest.mark.parametrize("device, compile, compiled", [
-    ("cpu", None, False), ("cuda", None, True), ("cuda", False, False), ("cpu", True, True),
+@pytest.mark.parametrize("device, compile, ms, compiled", [
+    ("cpu", None, 999, False), ("cuda", None, 40, True), ("cuda", None, 30, False),
+    ("cuda", False, 40, False), ("cpu", True, 1, True), ("cuda", True, 1, True),
 ])  # fmt: skip
-def test_compile_is_for_cuda_where_nothing_is_said(corpus, monkeypatch, device, compile, compiled):
+def test_compile_is_for_runs_on_cuda_that_are_long_enough_where_nothing_is_said(
+    corpus, monkeypatch, device, compile, ms, compiled
+):
     asked = []
-    monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
-    run = run_of(compile=compile)
+    monkeypatch.setattr(torch, "compile", lambda call: asked.append(call) or call)
+    monkeypatch.setattr(Report, "arithmetic_ms", lambda self: ms)
+    run = run_of(compile=compile, max_iters=5000)
     run.machine, report = Machine(torch.device(device), torch.float32), Quiet()
     assert train_drama.ready_to_train(run, report) is run.model
-    assert bool(asked) == bool(getattr(report, "said", [])) == compiled
+    assert len(asked) == compiled * SMALL["n_layer"]  # each block by itself
+    said = "compiling the model (about" if compiled else "too short to gain" if ms == 30 else ""
+    assert said in "".join(getattr(report, "said", [])) and bool(said) == bool(getattr(report, "said", []))
     assert all(p.grad is None for p in run.model.parameters())  # what was tried is no part of the training
 
 
@@ -304,7 +311,7 @@ def test_speeds_are_of_the_iterations_alone_and_bits_of_characters(train, corpus
         sample = slow(50.0, Report.sample)
 
     monkeypatch.setattr(os, "fsync", slow(10.0, os.fsync))  # saving
-    monkeypatch.setattr(torch, "compile", slow(1000.0, lambda model: model))
+    monkeypatch.setattr(torch, "compile", slow(1000.0, lambda call: call))
     train(
         out_dir="m", sample_interval=8, gradient_accumulation_steps=2, compile=True, save_minutes=0.1,
         report=Sampling(lambda: clock[0]), corpus=loaded(Slow, val_characters=6040),  # twice the tokens

@@ -29,7 +29,21 @@ def test_a_gpu_is_named_by_its_number(monkeypatch, name, number):
         return SimpleNamespace(device=torch.device(here.get(str(device), device)))
 
     monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr("drama.machine.check_kernels", lambda device: None)
     assert find_device(name) == torch.device("cuda", number)  # what torch.cuda.set_device takes
+
+
+def test_a_gpu_that_the_build_has_no_code_for_is_named_at_once(monkeypatch):
+    def no_kernel(size, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "empty", lambda size, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    with pytest.raises(UserError, match=r"^Tesla V100 \(compute capability 7.0\) fails [^\n]*sm_75, sm_90;"):
+        find_device("cuda")
 
 
 @pytest.mark.parametrize("name, words", [
@@ -51,7 +65,10 @@ def test_a_cpu_multiplies_in_bfloat16_where_it_can(monkeypatch, has, dtype):
 @pytest.mark.parametrize("gpu, tflops", [
     ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989), ("NVIDIA L40S", 362),
     ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A40", 150), ("Tesla T4", 65),
-    ("NVIDIA GeForce RTX 4090", 165),
+    ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200 NVL", 835), ("NVIDIA L40", 181), ("NVIDIA A10", 125),
+    ("NVIDIA A10G", 70), ("Tesla V100-PCIE-16GB", 112), ("Tesla V100-SXM2-32GB", 125),
+    ("NVIDIA RTX 6000 Ada Generation", 364), ("NVIDIA GH200 480GB", 989), ("NVIDIA GB200", 2500),
+    ("NVIDIA B200", 2250), ("NVIDIA RTX A6000", 155),
 ])  # fmt: skip
 def test_a_gpu_s_peak_is_its_data_sheet_s(monkeypatch, gpu, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
@@ -60,7 +77,7 @@ def test_a_gpu_s_peak_is_its_data_sheet_s(monkeypatch, gpu, tflops):
 
 @pytest.mark.parametrize("machine, name", [
     (CPU, ""), (CUDA, "GH1"), (CUDA, "NVIDIA GeForce RTX 4080 SUPER"),
-    (CUDA, "NVIDIA GeForce RTX 4090 Laptop GPU"),
+    (CUDA, "NVIDIA GeForce RTX 4090 Laptop GPU"), (CUDA, "NVIDIA A100-SXM4-40GB MIG 1g.5gb"),
 ])  # fmt: skip
 def test_the_peak_of_what_is_not_in_the_table_is_measured_at_two_operations_a_multiplication(
     monkeypatch, machine, name

@@ -2,6 +2,7 @@ import pytest
 import torch
 from helpers import CPU, SMALL, tiny_model
 
+from drama.machine import Machine
 from drama.optimizer import Muon, learning_rate_at, make_optimizers, orthogonalize, restore
 from model import GPT
 from train_drama import Settings
@@ -87,3 +88,22 @@ def test_an_optimizer_takes_over_what_another_gathered_but_not_for_other_weights
     for other in (made(n_layer=1), made(n_embd=32)):
         with pytest.raises(ValueError):
             restore(other, gathered)
+
+
+@pytest.mark.parametrize("device, dtype, expected", [
+    ("cuda", torch.bfloat16, torch.bfloat16), ("cuda", torch.float16, torch.float16),
+    ("cuda", torch.float32, torch.float32), ("cpu", torch.bfloat16, torch.bfloat16),
+    ("cpu", torch.float16, torch.float32), ("mps", torch.float16, torch.float32),
+])  # fmt: skip
+def test_muon_multiplies_in_the_fastest_format_of_the_machine(device, dtype, expected):
+    machine = Machine(torch.device(device), dtype)
+    settings = Settings(optimizer="muon", arch="modern", n_layer=1, n_head=2, n_embd=32)
+    _, muon = make_optimizers(GPT(settings.model_config(11)), settings, machine)
+    assert muon.dtype == expected
+
+
+def test_orthogonalizing_in_float16_is_as_good_as_in_bfloat16():
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 48, 16) * 1e-4  # as small as gradients
+    values = torch.linalg.svdvals(orthogonalize(matrices, torch.float16).float())
+    assert values.min() > 0.6 and values.max() < 1.3

@@ -4,6 +4,7 @@
     python -m tools.bench train --dtype=float32      one of them, in another number format
     python -m tools.bench --against=../nanoGPT       beside a checkout of nanoGPT, in turns: some forty
     python -m tools.bench busy                       with another program that keeps one processor busy
+    python -m tools.bench gpu                        all that is to be known of a GPU: see tools/gpu.py
     python -m tools.bench text --out_dir=model/best  what a model writes: shares of words, and of copied text
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
@@ -41,6 +42,7 @@ from drama.generation import generate, pack
 from drama.machine import Dtype, Machine, find_device, find_dtype, training_machine
 from model import GPT
 from sample import Settings as SampleSettings
+from tools import gpu
 from train_drama import Settings as TrainSettings
 from train_drama import find_corpus
 
@@ -333,6 +335,9 @@ def report(measured: dict, machine: str):
 
 
 def main():
+    if "gpu" in sys.argv[1:2]:
+        gpu.bench_gpu(sys.argv[2:])
+        return
     parts = [word for word in sys.argv[1:] if word in BENCHES] or ["train", "sample"]
     unknown = [word for word in sys.argv[1:] if word.isalpha() and word not in BENCHES]
     if unknown:
