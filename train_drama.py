@@ -46,8 +46,8 @@ class Settings:
     out_dir: FilePath = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
     dataset: str = "drama"  # the folder under data/ to train on; prepare.py writes it
     init_from: FilePath = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start
-    #                               over with random weights; gpt2, gpt2-medium, or a folder in Hugging
-    #                               Face's format: start from its weights
+    #                               over with random weights; gpt2, gpt2-medium, a folder in Hugging Face's
+    #                               format, or an out_dir of another run: start from its weights
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: Arch = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
@@ -96,9 +96,9 @@ class Settings:
         if self.min_lr > self.learning_rate:
             rates = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
             raise UserError(f"{rates}; try --min_lr={self.learning_rate / 10:g}")
-        if self.init_from not in NAMED_WEIGHTS and not Path(self.init_from).is_dir():
+        if self.init_from not in NAMED_WEIGHTS and not Path(self.init_from).exists():
             named = ", ".join(NAMED_WEIGHTS)
-            raise UserError(f"init_from={self.init_from!r} is none of {named}, nor a folder")
+            raise UserError(f"init_from={self.init_from!r} is none of {named}, nor a folder or a checkpoint")
         try:
             self.model_config(vocab_size=1)
         except ValueError as e:  # model.py knows which shapes can be built

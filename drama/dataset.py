@@ -1,6 +1,7 @@
 """The encoded text of data/NAME as one Corpus: shuffled batches to train on, fixed windows to evaluate."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,9 +33,20 @@ class Split:
         self.mapped = np.memmap(path, dtype="<u2", mode="r")
         if self.mapped.max() >= vocab_size:
             raise UserError(f"{path} holds tokens that meta.json does not know; {AGAIN}")
+        self.place()
+
+    def place(self):
+        """Put the tokens on a GPU, where they take a small part of its memory."""
         self.resident = None
-        if device.type == "cuda" and 4 * n_tokens < torch.cuda.mem_get_info(device)[0] / 8:
-            self.resident = torch.from_numpy(self.mapped.astype(np.int32)).to(device)
+        if self.device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(self.device)[0] / 8:
+            self.resident = torch.from_numpy(self.mapped.astype(np.int32)).to(self.device)
+
+    def encoded_by(self, tok, before) -> "Split":
+        """The same text in the tokens of another tokenizer than the one before."""
+        split = copy.copy(self)
+        split.mapped, split.vocab_size = tok.encode(before.decode(self.mapped)), tok.vocab_size
+        split.place()
+        return split
 
     def __len__(self) -> int:
         return len(self.mapped)
@@ -82,6 +94,13 @@ class Corpus:
         for step_starts in starts[:, machine.rank]:
             for part in step_starts.split(rows):
                 yield self.train.windows(part, s.block_size)
+
+    def encoded_by(self, tok) -> "Corpus":
+        """The same texts in the tokens of another tokenizer: that of a model which goes on with them."""
+        if tok.to_dict() == self.tokenizer.to_dict():
+            return self
+        splits = {name: getattr(self, name).encoded_by(tok, self.tokenizer) for name in ("train", "val")}
+        return replace(self, tokenizer=tok, **splits)
 
     def evaluate(self, model: GPT, settings, machine: Machine, stop=None) -> tuple[float, float] | None:
         """(training loss, validation loss), or None when stop asks for an end before they are done.

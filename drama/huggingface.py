@@ -95,7 +95,10 @@ def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
     """
     folder = fetched(name)
     safetensors = optional("safetensors.torch", "safetensors")
-    refusal = UserError(f"{folder} holds no GPT-2 in Hugging Face's format (config.json, model.safetensors)")
+    files = "config.json, model.safetensors"
+    refusal = UserError(f"{folder} holds no GPT-2 in Hugging Face's format ({files}), nor a ckpt.pt")
+    if not (folder / "config.json").is_file():
+        raise refusal
     try:
         config = their_config(folder / "config.json", dropout)
         stored = safetensors.load_file(folder / "model.safetensors")

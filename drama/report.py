@@ -54,6 +54,8 @@ class Report:
         self.say(f"{corpus.source}: {counts}, vocabulary {run.model.config.vocab_size:,}")
         where = f"{machine.world} processes with " if machine.world > 1 else ""
         where += f"{machine.device.type} in {str(machine.dtype)[6:]}"
+        if run.origin:
+            self.say(run.origin)
         size = f"{run.model.num_params() / 1e6:.2f}M parameters"
         self.say(f"{size}, {self.tokens:,} tokens per iteration, on {where}")
         self.say(f"mfu is measured against {source}")

@@ -13,6 +13,7 @@ from drama.dataset import Corpus
 from drama.huggingface import OPENAI_WEIGHTS, from_gpt2
 from drama.machine import Machine
 from drama.optimizer import make_optimizers, restore
+from drama.transfer import own_checkpoint, start_from
 from model import GPT
 
 OWN_WEIGHTS = ("auto", "resume", "scratch")  # values of init_from that begin with random weights
@@ -25,7 +26,7 @@ FREE_TO_CHANGE = {
     "tensorboard", "wandb", "device", "dtype", "compile",
 }  # fmt: skip
 
-CHOSEN = {"max_iters", "lr_decay_iters", "warmup_iters"}  # what --minutes sets
+CHOSEN = {"max_iters", "lr_decay_iters", "warmup_iters", "block_size", *SHAPE}  # what a run may set itself
 
 
 class Run:
@@ -40,25 +41,32 @@ class Run:
         Raises UserError for a saved run of other settings and for weights that do not fit, OSError for
         weights that cannot be had.
         """
-        self.settings, self.machine, self.corpus = settings, machine, corpus
-        self.out = Path(settings.out_dir)
+        self.machine, self.out = machine, Path(settings.out_dir)
         self.iteration, self.best_val_loss = 0, math.inf
-        self.val_loss = math.inf
-        self.chosen = {}  # settings that --minutes has set
+        self.val_loss, self.origin = math.inf, ""  # origin: for people
+        self.chosen = {}  # settings that the run itself has set: of --minutes, or a trained model's shape
         # the files are needed on the first process's machine only
         state = machine.from_first(saved_state(settings, corpus.identity) if machine.rank == 0 else None)
         torch.manual_seed(settings.seed)
-        if state is None:
-            self.model = new_model(settings, corpus.tokenizer)
-        else:
-            self.model, _ = checkpoint.build_model(state, self.out / "last.pt")
+        tok, source = corpus.tokenizer, own_checkpoint(settings.init_from)
+        if state is not None:
+            self.model, tok = checkpoint.build_model(state, self.out / "last.pt")
             self.iteration, self.best_val_loss = state["next_iteration"], state["best_val_loss"]
             self.val_loss = self.best_val_loss
             self.chosen = state.get("chosen", {})
             origin = state["settings"].get("init_from", "auto")
             if origin not in OWN_WEIGHTS:  # where its weights come from, whatever is asked now
                 settings = dataclasses.replace(settings, init_from=origin)
-            self.settings = dataclasses.replace(settings, **self.chosen)
+        elif source:
+            trained = machine.from_first(checkpoint.load(source) if machine.rank == 0 else None)
+            self.model, tok = start_from(trained, source, settings, corpus.tokenizer)
+            self.chosen = {name: getattr(self.model.config, name) for name in (*SHAPE, "block_size")}
+            added = tok.vocab_size - trained["config"]["vocab_size"]
+            self.origin = f"starting from {source}" + f", with {added:,} new characters" * (added > 0)
+        else:
+            self.model = new_model(settings, tok)
+        self.settings = dataclasses.replace(settings, **self.chosen)
+        self.corpus = corpus.encoded_by(tok)
         self.model.to(machine.device)
         self.optimizers = make_optimizers(self.model, settings, machine)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
@@ -71,13 +79,13 @@ class Run:
 
     @property
     def length_known(self) -> bool:
-        return not self.settings.minutes or bool(self.chosen)
+        return not self.settings.minutes or "max_iters" in self.chosen
 
     def choose_length(self, max_iters: int | None):
         """Take max_iters for the length that --minutes asks for; None: it is not known yet."""
         if max_iters is not None:
             warmup = min(self.settings.warmup_iters, max_iters // 10)
-            self.chosen = dict(max_iters=max_iters, lr_decay_iters=max_iters, warmup_iters=warmup)
+            self.chosen |= dict(max_iters=max_iters, lr_decay_iters=max_iters, warmup_iters=warmup)
             self.settings = dataclasses.replace(self.settings, **self.chosen)
 
     def restore(self, state: dict):
@@ -95,7 +103,8 @@ class Run:
         """Take note of an evaluation; save ckpt.pt when it is the best so far. An untrained model is not."""
         self.val_loss = val_loss
         self.require_finite(math.isfinite(val_loss), f"the validation loss is {val_loss}", self.iteration)
-        if self.iteration and val_loss < self.best_val_loss:
+        trained = self.iteration or self.settings.init_from not in OWN_WEIGHTS
+        if trained and val_loss < self.best_val_loss:
             self.save("ckpt.pt", iteration=self.iteration, train_loss=train_loss, val_loss=val_loss)
             self.best_val_loss = val_loss
 
@@ -154,7 +163,8 @@ def saved_state(settings, identity: str) -> dict | None:
         return None
     types = dict(next_iteration=int, best_val_loss=float, optimizers=list, scaler=dict, settings=dict)
     chosen = state.get("chosen", {})  # not there in files of earlier versions
-    fits = type(chosen) is dict and set(chosen) <= CHOSEN and all(type(n) is int for n in chosen.values())
+    fits = type(chosen) is dict and set(chosen) <= CHOSEN
+    fits = fits and all(type(value) is type(getattr(settings, name)) for name, value in chosen.items())
     fits &= all(type(state.get(name)) is kind for name, kind in types.items())
     if not fits or state["next_iteration"] < 0:
         raise UserError(f"{path} holds no state to continue; --init_from=scratch starts over and keeps it")
@@ -174,6 +184,8 @@ def saved_state(settings, identity: str) -> dict | None:
         different.append(f"the text in data/{settings.dataset}")
     if different:
         advice = f"{way_to_start_over(saved.get('init_from'))}or another --out_dir"
+        if (path.parent / "ckpt.pt").is_file():
+            advice += f" (with --init_from={path.parent} to start from its model)"
         others = f"{path} is a run with other settings: {'; '.join(different)}"
         raise UserError(f"{others}. Give the same ones to continue it, {advice}")
     return state

@@ -1,0 +1,135 @@
+"""A trained model as the start of another run: shape, vocabulary, schedule, and what is refused."""
+
+import pytest
+import torch
+from helpers import SHORT, SMALL, equal, flags, losses, play, weights
+
+import prepare
+from configurator import UserError
+from drama import checkpoint
+from drama.tokenizer import BPETokenizer, CharTokenizer
+from drama.transfer import grown, joined_vocabulary, own_checkpoint, start_from
+from model import GPT
+from train_drama import Settings
+
+OTHER = "ZOË:\nQuiz? Jaguar!\n\nYX:\nI come.\n\n" * 200  # letters that the small play lacks
+SHAPES = [dict(arch="gpt2"), dict(arch="modern"), dict(arch="modern", n_ensemble=2), dict(bias=True)]
+
+
+@pytest.fixture
+def two(train, corpus):
+    """two(**settings) trains a model in first/; data/other is another text."""
+    (corpus / "other.txt").write_text(OTHER, encoding="utf-8")
+    prepare.prepare(prepare.Settings(input="other.txt", dataset="other"))
+
+    def run(**settings):
+        return train(out_dir="first", **settings)
+
+    return run
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_model_goes_on_with_a_text_that_has_new_letters(two, call, corpus, shape):
+    two(**shape)
+    how = flags(out_dir="second", init_from="first", dataset="other", batch_size=8, **SHORT)
+    status, out, err = call("train_drama.py", *how)
+    assert (status, err) == (0, "") and "starting from first/ckpt.pt, with" in out
+    first, second = checkpoint.load("first/ckpt.pt"), checkpoint.load("second/ckpt.pt")
+    added = second["tokenizer"]["chars"].removeprefix(first["tokenizer"]["chars"])
+    assert set(added) == set(OTHER) - set(play())
+    own = ("arch", "n_layer", "n_head", "n_embd", "n_ensemble", "bias", "block_size")
+    assert all(second["config"][name] == first["config"][name] == second["settings"][name] for name in own)
+    for start in ("ZOË:", "LUCIO:"):  # the new, and what only the first text had
+        command = ("--out_dir=second", f"--start={start}", "--num_samples=1", "--max_new_tokens=9")
+        assert call("sample.py", *command)[0] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_known_text_has_the_same_probabilities_before_the_first_step(two, shape):
+    two(**shape)
+    state = checkpoint.load("first/ckpt.pt")
+    old, tok = checkpoint.build_model(state, "first/ckpt.pt")
+    settings = Settings(**{**SMALL, "block_size": 16})
+    new, joined = start_from(checkpoint.load("first/ckpt.pt"), "x", settings, CharTokenizer("é" + tok.chars))
+    assert joined.chars == tok.chars + "é"
+    ids = torch.from_numpy(tok.encode("LUCIO:\nI come.").astype("int64"))[None]
+    with torch.no_grad():
+        a, b = old.eval()(ids)[0], new.eval()(ids)[0]
+    torch.testing.assert_close(a, b[..., :-1])
+    assert new.config.block_size == 16 and new.config.dropout == settings.dropout
+    longer, _ = start_from(state, "x", Settings(**{**SMALL, "block_size": 99}), tok)
+    assert longer.config.block_size == 32  # it has learned no more
+
+
+def test_new_rows_are_the_mean_of_the_others_and_no_token_keeps_its_row():
+    table = torch.tensor([[1.0, 2.0], [3.0, 6.0], [9.0, 9.0]])
+    assert grown(table, 2, 2).tolist() == [[1, 2], [3, 6], [2, 4], [2, 4], [9, 9]]
+    assert grown(table, 0, 3).equal(table)
+
+
+def test_a_run_that_began_so_is_continued_bit_for_bit_without_the_first_model(two, call, corpus):
+    two(arch="modern", optimizer="muon")
+    how = flags(init_from="first", dataset="other", batch_size=8, dtype="float32", **SHORT)
+    assert call("train_drama.py", *how, "--out_dir=whole")[0] == 0
+    assert call("train_drama.py", *how, "--out_dir=parts", "--max_iters=7")[0] == 0
+    (corpus / "first" / "ckpt.pt").rename(corpus / "first" / "elsewhere.pt")
+    assert call("train_drama.py", *how, "--out_dir=parts")[0] == 0
+    assert equal(weights("whole"), weights("parts")) and losses("whole")[-1] == losses("parts")[-1]
+
+
+def test_a_finished_run_goes_on_with_a_new_schedule(two, call):
+    two()
+    how = flags(init_from="first/ckpt.pt", out_dir="longer", batch_size=8, max_iters=40, lr_decay_iters=40)
+    status, out, _ = call("train_drama.py", *how, "--eval_interval=10", "--log_interval=10")
+    assert status == 0 and "new characters" not in out
+    start = [float(row[3]) for row in losses("longer") if row[3]]
+    assert start[0] == pytest.approx(min(float(row[3]) for row in losses("first") if row[3]), rel=1e-3)
+    assert min(start) < start[0]
+
+
+def test_the_model_it_starts_from_counts_where_training_makes_it_worse(two, call):
+    two()
+    best = checkpoint.load("first/ckpt.pt")["val_loss"]
+    how = flags(init_from="first", out_dir="worse", batch_size=8, learning_rate=3.0, min_lr=3.0, **{
+        **SHORT, "max_iters": 3, "eval_interval": 1})  # fmt: skip
+    assert call("train_drama.py", *how)[0] == 0
+    kept = checkpoint.load("worse/ckpt.pt")
+    assert kept["iteration"] == 0 and kept["val_loss"] == pytest.approx(best, rel=1e-3)
+
+
+def test_byte_pairs_keep_their_vocabulary_and_characters_cannot_become_pairs(two, call, corpus):
+    pairs, chars = BPETokenizer([bytes([b]) for b in range(256)]), CharTokenizer("ab")
+    assert joined_vocabulary(pairs, chars, "m") is pairs
+    assert joined_vocabulary(chars, CharTokenizer("cba"), "m").chars == "abc"
+    with pytest.raises(UserError, match=r"^m reads characters.*--tokenizer=char$"):
+        joined_vocabulary(chars, pairs, "m")
+    pytest.importorskip("rustbpe")
+    prepare.prepare(prepare.Settings(input="play.txt", dataset="bpe", tokenizer="bpe", vocab_size=300))
+    two(dataset="bpe")
+    status, _, err = call("train_drama.py", *flags(init_from="first", dataset="other", out_dir="b", **SHORT))
+    assert (status, err) == (0, "")
+    assert checkpoint.load("b/ckpt.pt")["tokenizer"] == checkpoint.load("first/ckpt.pt")["tokenizer"]
+
+
+def test_what_is_no_model_is_refused_in_one_line(two, call, corpus):
+    two()
+    (corpus / "empty").mkdir()
+    (corpus / "first" / "broken.pt").write_bytes(b"PK nothing")
+    for start, words in {"nowhere": "nor a folder or a checkpoint", "first/broken.pt": "damaged",
+                         "empty": "holds no GPT-2"}.items():  # fmt: skip
+        status, _, err = call("train_drama.py", f"--init_from={start}", "--out_dir=new")
+        assert status == 2 and words in err and err.count("\n") == 1
+        assert not (corpus / "new" / "last.pt").exists()
+
+
+def test_a_run_with_other_settings_names_the_way_to_start_from_its_model(two, call):
+    two()
+    status, _, err = call("train_drama.py", *flags(out_dir="first", dataset="other", **SMALL))
+    assert status == 2 and "another --out_dir (with --init_from=first to start from its model)" in err
+
+
+def test_what_init_from_names_is_a_checkpoint_or_a_folder_that_holds_one(two, corpus):
+    two()
+    assert str(own_checkpoint("first")) == str(own_checkpoint("first/ckpt.pt")) == "first/ckpt.pt"
+    assert own_checkpoint("data") is own_checkpoint("gpt2") is own_checkpoint("auto") is None
+    assert isinstance(checkpoint.build_model(checkpoint.load("first/ckpt.pt"), "x")[0], GPT)
