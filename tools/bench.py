@@ -13,6 +13,7 @@ line of JSON. Nothing else should be running.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -39,6 +40,7 @@ from configurator import FilePath, UserError, check, configure
 from drama import checkpoint
 from drama.dataset import Corpus, load_data
 from drama.generation import generate, pack
+from drama.llamacpp import write_gguf
 from drama.machine import Dtype, Machine, find_device, find_dtype, training_machine
 from model import GPT
 from sample import Settings as SampleSettings
@@ -188,11 +190,30 @@ def decode(settings: Settings, folder: Path, **jobs) -> dict:
         return pool.submit(decoding_seconds, path, settings.dtype, jobs).result()
 
 
+def llamacpp_seconds(path: Path) -> float:
+    """Seconds of llama.cpp for CHARACTERS of one text on one thread, in float32, from its own speed."""
+    import xllamacpp
+
+    model, tok = checkpoint.build_model(checkpoint.load(path), path)
+    written = path.with_suffix(".gguf")
+    write_gguf(written, model, tok)
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(written), model.config.block_size, 1
+    params.cpuparams.n_threads, params.verbosity = 1, -1
+    server, job = xllamacpp.Server(params), dict(prompt="A", n_predict=200, temperature=0.8, ignore_eos=True)
+    speeds = [server.handle_completions(job)["timings"]["predicted_per_second"] for _ in range(3)]
+    return CHARACTERS / statistics.median(speeds)
+
+
 def bench_sample(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:
     """nanoGPT's default sampling job: decoding alone, one sample alone, and the whole process."""
     measured = decode(settings, folder, decode_s=(ROWS, CHARACTERS), decode_one_s=(1, CHARACTERS))
     whole = python(ROOT / "sample.py", top_p=1, out_dir=folder / "model", dtype=settings.dtype)
     measured["process_s"] = [whole.seconds]
+    if all(map(importlib.util.find_spec, ("gguf", "xllamacpp"))):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            path = folder / "model" / "ckpt.pt"
+            measured["llamacpp_decode_one_s"] = [pool.submit(llamacpp_seconds, path).result()]
     if nano:
         if n == 0:
             nano.train(always_save_checkpoint=True, **QUICK)
@@ -326,11 +347,12 @@ def report(measured: dict, machine: str):
     for name, label in LIMITS:
         if name in figures:
             print(f"{label}: {cell(name)}")
-    print(f"\n{'':42}{'here':>8}{'limit':>10}{'nanoGPT':>10}{'ratio':>8}")
+    print(f"\n{'':42}{'here':>8}{'limit':>10}{'nanoGPT':>10}{'ratio':>8}{'llama.cpp':>11}")
     for name, label in TABLE:
         if name in figures:
             limit, theirs, ratio = (cell(f"{kind}_{name}") for kind in ("limit", "nanogpt", "ratio"))
-            print(f"{label:42}{cell(name):>8}{limit:>10}{theirs:>10}{ratio:>8}")
+            llamacpp = cell(f"llamacpp_{name}")
+            print(f"{label:42}{cell(name):>8}{limit:>10}{theirs:>10}{ratio:>8}{llamacpp:>11}")
     print(json.dumps({"machine": machine, **{name: round(value, 4) for name, value in figures.items()}}))
 
 

@@ -2,9 +2,10 @@
 
     python -m tools.export model/ckpt.pt              into hf/, for transformers' pipeline
     python -m tools.export model/ckpt.pt --to=onnx    into onnx/, for onnxruntime, which needs no PyTorch
+    python -m tools.export model/ckpt.pt --to=gguf    into gguf/, for llama.cpp, Ollama and LM Studio
 
 The text written there equals this project's in float32, up to block_size tokens; beyond that it differs.
-Each needs a few packages (safetensors and tokenizers, or onnxscript and tokenizers), and says so.
+Each needs a few packages (safetensors and tokenizers; onnxscript and tokenizers; gguf), and says so.
 """
 
 import contextlib
@@ -26,19 +27,21 @@ from configurator import FilePath, UserError, check, configure, split_files
 from drama import checkpoint
 from drama.generation import generate, prompt_ids
 from drama.huggingface import fast_tokenizer, to_gpt2
+from drama.llamacpp import write_gguf
 from drama.run import OWN_WEIGHTS
 from drama.scene import colon
 from drama.tokenizer import first_text
 from model import GPT
 
-Format = Literal["hf", "onnx"]
+Format = Literal["hf", "onnx", "gguf"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """python -m tools.export CKPT.pt [--name=value ...]"""
 
-    to: Format = "hf"  # hf, Hugging Face's format for GPT-2; or onnx, which takes arch=modern as well
+    to: Format = "hf"  # hf, Hugging Face's format for GPT-2; gguf, llama.cpp's for GPT-2; onnx, for any model
+    dtype: Literal["float32", "float16"] = "float32"  # of the matrices in a GGUF file
     out: FilePath = ""  # the folder to write, which must not be there yet; empty: named as the format is
 
     def __post_init__(self):
@@ -50,7 +53,7 @@ write = pipeline("text-generation", "{out}")
 print(write({prompt!r}, max_length={block_size}, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 
 
-def write_hf(folder: Path, model: GPT):
+def write_hf(folder: Path, model: GPT, tok, settings: Settings):
     """What transformers loads. Raises UserError for a model it has no class for."""
     c = model.config
     config = {
@@ -78,6 +81,7 @@ def write_hf(folder: Path, model: GPT):
     save_file(to_gpt2(model), folder / "model.safetensors", metadata={"format": "pt"})
     for name, value in written.items():
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+    fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
 
 
 ONNXRUNTIME = """import numpy, onnxruntime, tokenizers
@@ -102,9 +106,10 @@ class NextToken(torch.nn.Module):
         return self.model(tokens)[0][:, 0]
 
 
-def write_onnx(folder: Path, model: GPT):
+def write_onnx(folder: Path, model: GPT, tok, settings: Settings):
     """One model.onnx: tokens (1, T), T any length up to block_size -> logits (1, V) of what follows."""
     optional("onnxscript")
+    fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
     tokens = torch.zeros(1, min(3, model.config.block_size), dtype=torch.long)
     length = torch.export.Dim("length", min=1, max=model.config.block_size)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
@@ -119,7 +124,23 @@ def write_onnx(folder: Path, model: GPT):
             logging.disable(logging.NOTSET)
 
 
-FORMATS = {"hf": (write_hf, TRANSFORMERS, "transformers"), "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime")}
+LLAMACPP = """import xllamacpp  # or: llama-cli -m {out}/model.gguf -no-cnv -p {prompt!r}
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx = "{out}/model.gguf", {block_size}
+job = dict(prompt={prompt!r}, n_predict=200, temperature=0.8)
+print(job["prompt"] + xllamacpp.Server(params).handle_completions(job)["choices"][0]["text"])"""
+
+
+def write_llamacpp(folder: Path, model: GPT, tok, settings: Settings):
+    """One model.gguf. Raises UserError for a model that llama.cpp has no class for."""
+    write_gguf(folder / "model.gguf", model, tok, getattr(torch, settings.dtype))
+
+
+FORMATS = {
+    "hf": (write_hf, TRANSFORMERS, "transformers"),
+    "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime"),
+    "gguf": (write_llamacpp, LLAMACPP, "gguf"),
+}
 
 
 def card(state: dict, model: GPT, tok, library: str, code: str) -> str:
@@ -158,7 +179,6 @@ def export(path: Path, settings: Settings):
     out = Path(settings.out or settings.to)
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
-    tokens = fast_tokenizer(tok)
     kinds = dict(iteration=int, train_loss=float, val_loss=float)
     if any(type(state.get(name)) is not kind for name, kind in kinds.items()):
         raise UserError(f"{path} is no ckpt.pt")
@@ -172,8 +192,7 @@ def export(path: Path, settings: Settings):
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
         folder = Path(temporary) / "whole"
         folder.mkdir()
-        write(folder, model.eval())
-        tokens.save(str(folder / "tokenizer.json"))
+        write(folder, model.eval(), tok, settings)
         (folder / "README.md").write_text(card(state, model, tok, library, code), encoding="utf-8")
         folder.rename(out)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
