@@ -35,7 +35,7 @@ def refuse_all_but_gpt2(model: GPT):
     """Raise UserError for a model that other tools have no class for."""
     for name, value in {"arch": "gpt2", "n_ensemble": 1}.items():
         if (own := getattr(model.config, name)) != value:
-            advice = f"--to=onnx takes it; or train with --{name}={value}"
+            advice = f"--to=html and --to=onnx take it; or train with --{name}={value}"
             raise UserError(f"{name}={own!r} has no counterpart there; {advice}")
 
 

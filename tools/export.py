@@ -3,23 +3,26 @@
     python -m tools.export model/ckpt.pt              into hf/, for transformers' pipeline
     python -m tools.export model/ckpt.pt --to=onnx    into onnx/, for onnxruntime, which needs no PyTorch
     python -m tools.export model/ckpt.pt --to=gguf    into gguf/, for llama.cpp, Ollama and LM Studio
+    python -m tools.export model/ckpt.pt --to=html    into html/: one page that writes, to send to a friend
 
 The text written there equals this project's in float32, up to block_size tokens; beyond that it differs.
 Each needs a few packages (safetensors and tokenizers; onnxscript and tokenizers; gguf), and says so.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
 import sys
 import tempfile
 import warnings
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from drama.program import optional, run_program
+from drama.program import ROOT, optional, run_program
 
 import torch
 
@@ -30,18 +33,19 @@ from drama.huggingface import fast_tokenizer, to_gpt2
 from drama.llamacpp import write_gguf
 from drama.run import OWN_WEIGHTS
 from drama.scene import colon
-from drama.tokenizer import first_text
+from drama.tokenizer import CharTokenizer, first_text
 from model import GPT
 
-Format = Literal["hf", "onnx", "gguf"]
+Format = Literal["hf", "onnx", "gguf", "html"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """python -m tools.export CKPT.pt [--name=value ...]"""
 
-    to: Format = "hf"  # hf, Hugging Face's format for GPT-2; gguf, llama.cpp's for GPT-2; onnx, for any model
-    dtype: Literal["float32", "float16"] = "float32"  # of the matrices in a GGUF file
+    to: Format = "hf"  # hf, Hugging Face's format for GPT-2; gguf, llama.cpp's for GPT-2; of any model onnx,
+    #                    or html: one page that writes in any browser
+    dtype: Literal["auto", "float32", "float16"] = "auto"  # of gguf and html; auto: float32, of html float16
     out: FilePath = ""  # the folder to write, which must not be there yet; empty: named as the format is
 
     def __post_init__(self):
@@ -53,7 +57,7 @@ write = pipeline("text-generation", "{out}")
 print(write({prompt!r}, max_length={block_size}, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 
 
-def write_hf(folder: Path, model: GPT, tok, settings: Settings):
+def write_hf(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
     """What transformers loads. Raises UserError for a model it has no class for."""
     c = model.config
     config = {
@@ -106,7 +110,7 @@ class NextToken(torch.nn.Module):
         return self.model(tokens)[0][:, 0]
 
 
-def write_onnx(folder: Path, model: GPT, tok, settings: Settings):
+def write_onnx(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
     """One model.onnx: tokens (1, T), T any length up to block_size -> logits (1, V) of what follows."""
     optional("onnxscript")
     fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
@@ -131,15 +135,46 @@ job = dict(prompt={prompt!r}, n_predict=200, temperature=0.8)
 print(job["prompt"] + xllamacpp.Server(params).handle_completions(job)["choices"][0]["text"])"""
 
 
-def write_llamacpp(folder: Path, model: GPT, tok, settings: Settings):
+def write_llamacpp(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
     """One model.gguf. Raises UserError for a model that llama.cpp has no class for."""
-    write_gguf(folder / "model.gguf", model, tok, getattr(torch, settings.dtype))
+    dtype = torch.float16 if settings.dtype == "float16" else torch.float32
+    write_gguf(folder / "model.gguf", model, tok, dtype)
+
+
+HTML = """import webbrowser, pathlib
+webbrowser.open(pathlib.Path("{out}/drama.html").resolve().as_uri())"""
+
+
+def write_html(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
+    """One drama.html that needs nothing else: the weights, and the network in JavaScript."""
+    dtype = torch.float32 if settings.dtype == "float32" else torch.float16
+    tensors, parts, at = [], [], 0
+    for name, value in model.state_dict().items():
+        tensors.append([name, at, value.numel()])
+        parts.append(value.detach().to(dtype).contiguous().flatten().numpy().tobytes())
+        at += value.numel()
+    chars = isinstance(tok, CharTokenizer)
+    tokens = [char.encode("utf-8", "surrogatepass") for char in tok.chars] if chars else tok.tokens
+    header = dict(
+        config=dataclasses.asdict(model.config),
+        dtype=str(dtype).removeprefix("torch."),
+        kind="char" if chars else "bpe",
+        tokens=[token.decode("latin-1") for token in tokens],
+        tensors=tensors,
+        prompt=prompt,
+    )
+    page = (ROOT / "tools" / "page.html").read_text(encoding="utf-8")
+    # the header last, since it may hold anything; and nothing in it ends the script that it stands in
+    weights, text = b64encode(b"".join(parts)).decode(), json.dumps(header).replace("<", "\\u003c")
+    page = page.replace("{{weights}}", weights).replace("{{header}}", text, 1)
+    (folder / "drama.html").write_text(page, encoding="utf-8")
 
 
 FORMATS = {
     "hf": (write_hf, TRANSFORMERS, "transformers"),
     "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime"),
     "gguf": (write_llamacpp, LLAMACPP, "gguf"),
+    "html": (write_html, HTML, "html"),
 }
 
 
@@ -192,7 +227,7 @@ def export(path: Path, settings: Settings):
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
         folder = Path(temporary) / "whole"
         folder.mkdir()
-        write(folder, model.eval(), tok, settings)
+        write(folder, model.eval(), tok, settings, prompt)
         (folder / "README.md").write_text(card(state, model, tok, library, code), encoding="utf-8")
         folder.rename(out)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
