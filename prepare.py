@@ -100,8 +100,6 @@ def survey(files: list[Path]) -> tuple[str, int, str]:
         length += len(chunk)
         sha.update(chunk.encode("utf-8"))
     chars = np.flatnonzero(seen).astype("<u4")
-    if length == 0:
-        raise UserError(f"{files[0]} is empty" if len(files) == 1 else "the files are all empty")
     if len(chars) > UNKNOWN:
         raise UserError(f"the text has {len(chars):,} different characters; at most {UNKNOWN:,} fit")
     return chars.tobytes().decode("utf-32-le"), length, sha.hexdigest()

@@ -29,7 +29,7 @@ from drama.logs import require_packages
 from drama.machine import Dtype, Machine, seed_at, training_machine
 from drama.optimizer import learning_rate_at
 from drama.report import Report
-from drama.run import NAMED_WEIGHTS, SHAPE, Run
+from drama.run import SHAPE, Run, require_source
 from model import GPTConfig
 
 # ---------------------------------------------------------------------------- settings
@@ -96,9 +96,8 @@ class Settings:
         if self.min_lr > self.learning_rate:
             rates = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
             raise UserError(f"{rates}; try --min_lr={self.learning_rate / 10:g}")
-        if self.init_from not in NAMED_WEIGHTS and not Path(self.init_from).exists():
-            named = ", ".join(NAMED_WEIGHTS)
-            raise UserError(f"init_from={self.init_from!r} is none of {named}, nor a folder or a checkpoint")
+        if self.minutes > 525_600:
+            raise UserError(f"minutes={self.minutes:g} is more than a year")
         try:
             self.model_config(vocab_size=1)
         except ValueError as e:  # model.py knows which shapes can be built
@@ -256,6 +255,8 @@ def train(
         raise UserError(f"{sizes}; try --batch_size={nearest}")
     corpus, report = corpus or find_corpus(settings, machine), report or Report()
     out = Path(settings.out_dir)
+    if not (out / "last.pt").exists():  # else it may be continued where what it began with is gone
+        require_source(settings.init_from)
     if settings.init_from == "resume" and machine.rank == 0 and not (out / "last.pt").exists():
         raise UserError(f"there is nothing to resume: {out / 'last.pt'} is missing; start without it")
     out.mkdir(parents=True, exist_ok=True)

@@ -11,15 +11,22 @@ from typing import Literal
 
 Form = Literal["auto", "keep", "colon", "dot", "caps", "indent", "gap", "markdown", "fountain"]
 
-NAME = r"@?(?P<name>[^\W\d_](?:[^\n\t\u3000:：.?!,;()（）\[\]*_\"“”「」<>=]|(?<=[SDM][tr])\.){0,39}?)"
-ASIDE = r"(?:[ \t]*[(（\[][^()（）\[\]\n]*[)）\]])?"  # ANNA (aside), 安娜（旁白）
-COLON = r"[ \t]*(?P<colon>[:：])"
+BLANK = r"[ \t\u3000\xa0]"
+TITLE = (
+    r"(?:M[Rr][Ss]?|M[Ss]|M(?:me|ME|lle|LLE)|D[Rr]|S[TtRr]|R[Ee][Vv]|P[Rr][Oo][Ff]|C[Aa][Pp][Tt]|H[Rr]|F[Rr])"
+)
+NUMBER = r"\d{1,2}(?:ST|ND|RD|TH|st|nd|rd|th|\.)"  # 1ST CITIZEN, 1. BÜRGER
+LETTER = r"[^\n\t\u3000:：.?!,;()（）\[\]【】*_\"“”「」<>=]|,(?= [^\W\d_a-z]{2})"  # and ANNA, BEN
+NAME = rf"@?(?P<name>(?:{NUMBER} )?(?:{TITLE}\. )?[^\W\d_](?:{LETTER}){{0,39}}?)"
+BRACKETED = r"[ \t]*[(（\[【][^()（）\[\]【】\n]*[)）\]】]"
+ASIDE = rf"(?:{BRACKETED}){{0,2}}(?:, [a-zà-ÿ][^\n.:：]{{0,40}})?"  # ANNA (aside), HARPAGON, à part
+COLON = rf"{BLANK}*(?P<colon>[:：])(?!//)"
 
-# Where a speech begins in each form, to the end of its name. Names in capitals: see `accepted`.
+# Where a speech begins in each form, to the end of its name. Names in capitals: see `beginnings`.
 BEGINNINGS = {
-    "colon": rf"^[ \t\u3000]*{NAME}{ASIDE}{COLON}",  # ANNA: Where is the well?
-    "dot": rf"^[ \t\u3000]*{NAME}{ASIDE}\.(?=\s)",  # ANNA. Where is the well?
-    "caps": rf"^[ \t]*{NAME}{ASIDE}[ \t]*$",  # ANNA, and the speech below
+    "colon": rf"^{BLANK}*{NAME}{ASIDE}{COLON}",  # ANNA: Where is the well?
+    "dot": rf"^{BLANK}*{NAME}{ASIDE}\.(?=\s)",  # ANNA. Where is the well?
+    "caps": rf"^{BLANK}*{NAME}{ASIDE}[ \t]*$",  # ANNA, and the speech below
     "indent": rf"^{NAME}{ASIDE}[ \t]*\n(?=[ \t]+\S)",  # Anna, and the speech below, indented
     "gap": rf"^{NAME}{ASIDE} *[\t\u3000]\s*(?=\S)",  # Anna, a tab or a wide space, the speech
     "markdown": rf"^[ \t>]*\*\*(?P<name>[^*\n]{{1,60}}?){ASIDE}[.:：]?\*\*{ASIDE}[.:：]?",  # **Anna** Where?
@@ -27,14 +34,20 @@ BEGINNINGS = {
 }
 BEGINNINGS = {form: re.compile(pattern, re.M) for form, pattern in BEGINNINGS.items()}
 IN_CAPITALS = ("dot", "caps", "fountain")
-ONE_FORM = re.compile(rf"(?<=\n\n){NAME}[:：]\n")
+ONE_FORM = re.compile(r"(?<=\n\n)(?P<name>[^\n:：]{1,60})[:：]\n")
+SAID = ("道", "说", "說", "问", "問", "曰")  # as a Chinese novel introduces what is said
 
-# What is never spoken: lines in brackets, headings of acts and scenes, rulers.
-DIRECTION = re.compile(r"^[ \t]*(?:\[[^\]]{0,800}\]|\([^)]{0,800}\)|（[^）]{0,800}）)[.。]?[ \t]*$", re.M)
+# What is never spoken: lines in brackets, which end with their paragraph, headings, rulers.
+INSIDE = r"(?:[^()（）\[\]\n]|\n(?!\n)){0,800}"
+DIRECTION = re.compile(
+    rf"^{BLANK}*(?:\[{INSIDE}\]|\({INSIDE}\)|（{INSIDE}）|【[^】\n]*】|〔[^〕\n]*〕)[.。]?{BLANK}*$", re.M
+)
 SCENE = re.compile(r"^[ \t]*\.?(?:INT|EXT|EST|I/E)[./ ].*$", re.M)
+PART = r"(?:ACT|SCENE|AKT|SZENE|ACTE|SCÈNE|ACTO|ESCENA|ATTO|SCENA) (?:[IVXLC]+|\d+|ONE|TWO|THREE|FOUR|FIVE)"
 HEADING = re.compile(
-    r"^[ \t]*(?:#.*|[-=*_]{3,}|(?:ACT|SCENE|AKT|SZENE|ACTE|SCÈNE|ACTO|ESCENA|ATTO|SCENA)\b.{0,60}"
-    r"|(?:CURTAIN|THE END|END OF|FADE|CUT TO|FINIS|VORHANG|RIDEAU)\b.{0,30}|第.{1,4}[幕场場].{0,30})$",
+    rf"^{BLANK}*(?:[-=*_]{{3,}}|{PART}\b.{{0,60}}"
+    r"|(?:CURTAIN|THE END|FADE (?:IN|OUT)|CUT TO|FINIS|VORHANG|RIDEAU)[.:]?"
+    r"|第.{1,4}[幕场場](?:[ \u3000].{0,20})?)$",
     re.M,
 )
 SAMPLE = 2_000_000  # characters that are looked at to find out a form
@@ -54,15 +67,23 @@ def convert(text: str, form: Form = "auto") -> Play:
     """A play's text, lines ended by \\n, in the one form. Text in no form that is known is left as it is."""
     if form == "keep" or (form == "auto" and len(text) > LONGEST):
         return Play(text, "", 0, [], 0)
-    tidy = re.sub(r"[ \t\u3000]+$", "", text, flags=re.M)
-    if form == "auto":
-        form = recognised(tidy[:SAMPLE])
-    if not form:
-        names = [match["name"] for match in ONE_FORM.finditer("\n\n" + tidy)]
-        kept = tidy if is_play(Counter(names), tidy.count("\n")) else text
-        return Play(kept, "", len(names), list(dict.fromkeys(names)), 0)
+    tidy = "\n".join(line.rstrip(" \t\u3000\xa0") for line in text.split("\n"))
+    if form != "auto":
+        return converted(tidy, form, asked=True)
+    if form := recognised(tidy[:SAMPLE]):
+        play = converted(tidy, form)
+        if len(play.names) > 1 and (form == "fountain" or play.left_out < 0.7 * tidy.count("\n")):
+            return play
+    names = [match["name"] for match in ONE_FORM.finditer("\n\n" + tidy)]
+    if not is_play(Counter(names), tidy.count("\n")):
+        return Play(text, "", 0, [], 0)
+    return Play(tidy, "", len(names), list(dict.fromkeys(names)), 0)
+
+
+def converted(tidy: str, form: str, asked: bool = False) -> Play:
+    """A text without spaces at the ends of its lines, from that form; asked: the person named it."""
     plain = without_markup(tidy, form)
-    begun = beginnings(plain, form)
+    begun = beginnings(plain, form, asked)
     ends = [match.start() for match in begun[1:]] + [len(plain)]
     parts, names, kept = [], [], 0
     for match, end in zip(begun, ends, strict=False):
@@ -106,23 +127,30 @@ def is_play(counts: Counter, lines: int) -> bool:
     return len(back) > 1 and sum(back) > max(3, counts.total() / 2) and 30 * counts.total() > lines
 
 
-def beginnings(text: str, form: str) -> list[re.Match]:
+def shouted(name: str) -> bool:
+    """Whether a name is in capitals, as in ANNA and BEN, or McGREGOR."""
+    letters = [c for c in name if c.isalpha()]
+    return sum(c.isupper() for c in letters) > 0.6 * len(letters)
+
+
+def beginnings(text: str, form: str, asked: bool = False) -> list[re.Match]:
     """Where the speeches of a text without markup begin."""
-    found = list(BEGINNINGS[form].finditer(text))
-    if form in IN_CAPITALS:
-        found = [match for match in found if match["name"].isupper() or "@" in match[0]]
-        close = [match for match in found if not text.startswith("\n\n", match.end())]
-        return close if len(close) > 0.8 * len(found) else found  # a title stands above an empty line
+    found = [match for match in BEGINNINGS[form].finditer(text) if not match["name"].endswith(SAID)]
+    counts = Counter(match["name"] for match in found)
+    shouting = [match for match in found if shouted(match["name"]) or "@" in match[0]]
+    if form in IN_CAPITALS and (shouting or not asked):
+        close = [match for match in shouting if not text.startswith("\n\n", match.end())]
+        return close if len(close) > 0.8 * len(shouting) else shouting  # a title stands above an empty line
     apart = [match for match in found if text[max(0, match.start() - 2) : match.start()] in ("", "\n\n")]
     if len(apart) > 0.8 * len(found):
         return apart
-    counts = Counter(match["name"] for match in found)
-    capitals = sum(n for name, n in counts.items() if name.isupper()) > 0.5 * counts.total()
 
     def is_name(name: str) -> bool:  # and not the beginning of a sentence that has a colon
         words = name.split()
         titled = not any(word[0].islower() for word in words)
-        return name.isupper() or (titled and len(words) > 1) if capitals else titled or counts[name] > 1
+        if 2 * len(shouting) > len(found):
+            return shouted(name) or (titled and len(words) > 1)
+        return titled or counts[name] > 1
 
     return [match for match in found if is_name(match["name"])]
 
@@ -130,15 +158,16 @@ def beginnings(text: str, form: str) -> list[re.Match]:
 def without_markup(text: str, form: str) -> str:
     """Text without stage directions in brackets, headings, and what a form marks besides names."""
     if form == "fountain":
-        text = re.sub(r"/\*.*?\*/|\[\[.*?\]\]", "", text, flags=re.S)
-        text = re.sub(r"^[ \t]*>.*$|^[ \t]*[A-Z ]+TO:$", "", text, flags=re.M)
-        text = "\n\n" + re.sub(r"^[ \t]*[(\[][^)\]]*[)\]][ \t]*\n", "", text, flags=re.M)
+        text = re.sub(r"/\*(?:[^*]|\*(?!/)){0,5000}\*/|\[\[[^\[\]]{0,5000}\]\]", "", text)
+        text = re.sub(r"^[ \t]*>.*$|^[ \t]*[A-Z ]+TO:$|^#.*$", "", text, flags=re.M)
+        text = "\n\n" + re.sub(r"^[ \t]*[(\[][^()\[\]\n]*[)\]][ \t]*\n", "", SCENE.sub("", text), flags=re.M)
     if form == "markdown":
+        text = re.sub(r"^#.*$", "", text, flags=re.M)
         text = re.sub(r"^[ \t]*([*_])(?!\1)(?:[^*_\n]|\n(?!\n)){1,800}\1[ \t]*$", "", text, flags=re.M)
-        text = re.sub(r"(?<![\\*])\*(?!\*)|(?<!\\)_", "", text)
-    text = HEADING.sub("", SCENE.sub("", DIRECTION.sub("", text)))
-    if form == "fountain":
-        text = re.sub(r"(?<!\\)[*_]", "", text)
+    text = HEADING.sub("", DIRECTION.sub("", text))
+    if form in ("fountain", "markdown"):  # *words*, _words_
+        for mark in ("\\*", "_"):
+            text = re.sub(rf"(?<![\\*\w]){mark}(?![\s*])([^*_\n]+?)(?<![\s\\]){mark}(?![*\w])", r"\1", text)
     if form in ("fountain", "markdown"):
         text = re.sub(r"\\([^\w\s]|_)", r"\1", text)
     return text

@@ -239,8 +239,8 @@ class Report:
             best = f", best val loss {run.best_val_loss:.4f}: {sample_command(run)}"
             print(f"this run is finished{best if math.isfinite(run.best_val_loss) else ''}")
             advice = f"{way_to_start_over(run.settings.init_from)}or another --out_dir"
-            longer = "" if run.chosen else "a larger --max_iters to train it further, "
-            print(f"give {longer}{advice}")
+            longer = "" if "max_iters" in run.chosen else "a larger --max_iters to train it further, "
+            print(f"give {longer}{advice.removeprefix('or ') if not longer else advice}")
 
 
 def sample_command(run: Run) -> str:

@@ -62,7 +62,11 @@ class Run:
             self.model, tok = start_from(trained, source, settings, corpus.tokenizer)
             self.chosen = {name: getattr(self.model.config, name) for name in (*SHAPE, "block_size")}
             added = tok.vocab_size - trained["config"]["vocab_size"]
-            self.origin = f"starting from {source}" + f", with {added:,} new characters" * (added > 0)
+            shape = ", ".join(
+                f"{name} {self.chosen[name]}" for name in ("arch", "n_layer", "n_embd", "block_size")
+            )
+            new = f", with {added:,} new characters" * (added > 0)
+            self.origin = f"starting from {source} ({shape}){new}"
         else:
             self.model = new_model(settings, tok)
         self.settings = dataclasses.replace(settings, **self.chosen)
@@ -75,7 +79,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.iteration > self.settings.max_iters
+        return self.length_known and self.iteration > self.settings.max_iters
 
     @property
     def length_known(self) -> bool:
@@ -138,6 +142,20 @@ class Run:
             raise FloatingPointError(f"{what} at iteration {iteration}; {advice}")
 
 
+def require_source(init_from: str):
+    """Raise UserError where init_from names nothing to start from."""
+    path = Path(init_from)
+    if init_from not in NAMED_WEIGHTS and not (init_from and (path.is_dir() or path.is_file())):
+        named = ", ".join(NAMED_WEIGHTS)
+        raise UserError(f"init_from={init_from!r} is none of {named}, nor a folder or a checkpoint")
+
+
+def same_source(a: str, b: str) -> bool:
+    """Whether two values of init_from name the same, as model/plays and model/plays/ckpt.pt do."""
+    folders = (path.parent if path.name == "ckpt.pt" else path for path in (Path(a), Path(b)))
+    return a == b or len(set(folders)) == 1
+
+
 def new_model(settings, tok) -> GPT:
     """A model to begin with. Raises UserError or OSError for weights that cannot be had or do not fit."""
     if settings.init_from in OWN_WEIGHTS:
@@ -178,7 +196,8 @@ def saved_state(settings, identity: str) -> dict | None:
     ]
     gone = [name for name in saved if name not in asked and saved[name]]  # of an earlier version, and in use
     different += [f"{name} (saved {saved[name]!r}, and there is no such setting now)" for name in gone]
-    if settings.init_from not in (*OWN_WEIGHTS, saved.get("init_from")):
+    origin = str(saved.get("init_from"))
+    if settings.init_from not in OWN_WEIGHTS and not same_source(settings.init_from, origin):
         different.append(f"init_from (saved {saved.get('init_from')!r}, asked {settings.init_from!r})")
     if state.get("data_sha256") != identity:
         different.append(f"the text in data/{settings.dataset}")

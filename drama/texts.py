@@ -92,6 +92,8 @@ def clean(path: Path, encoding: str, form: Form, normalize: bool) -> str:
             notes.append(f"lines left out, since nobody speaks them: {play.left_out:,}")
     elif play.text != text:
         notes.append("spaces at the ends of lines removed")
+    elif form == "auto" and not play.speeches:
+        notes.append("no form of a play recognised, so taken as it is")
     if play.speeches:
         names = ", ".join(play.names[:4]) + ", ..." * (len(play.names) > 4)
         notes.append(f"{play.speeches:,} speeches by {len(play.names):,} speakers ({names})")
@@ -104,12 +106,15 @@ def cleaned_files(files: list[Path], folder: Path, **kwargs) -> list[Path]:
 
     Raises UserError where two hold the same text.
     """
-    cleaned, seen = [], {}
+    cleaned, seen, empty = [], {}, True
     for number, file in enumerate(files):
         text = clean(file, **kwargs)
+        empty = empty and not text.strip()
         other = seen.setdefault(hashlib.sha256(text.encode()).digest(), file)
         if other is not file and text:
             raise UserError(f"{other} and {file} hold the same text; leave one of them out")
         cleaned.append(folder / f"{number}.txt")
         cleaned[-1].write_text(text, encoding="utf-8", newline="")
+    if empty:
+        raise UserError(f"{files[0]} is empty" if len(files) == 1 else "the files are all empty")
     return cleaned

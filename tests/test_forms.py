@@ -78,7 +78,8 @@ def test_what_is_no_play_is_left_as_it_is():
     words = "".join(f"word{n}: its meaning\n" for n in range(200))
     chapters = "".join(f"CHAPTER {n}\n\n{prose}" for n in range(9))
     verse = "    O moon\n  O sun\n\nand stars   \n" * 50
-    files = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.md"))]
+    pages = [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/[!s]*.md")]  # samples.md holds scenes
+    files = [path.read_text(encoding="utf-8") for path in pages]
     for text in (prose, recipe, words, chapters, verse, "", "\n", *files):
         assert (convert(text).text, convert(text).form) == (text, "")
 
@@ -88,6 +89,79 @@ def test_any_text_has_an_answer_in_any_form(text, form):
     found = convert(text, form)
     assert found.speeches >= len(found.names)
     convert((text + "\n") * 10, form)
+
+
+SAID = "Where is the well?\nBehind the house.\nThen come.\n"
+
+
+@pytest.mark.parametrize("heading,names", [
+    ("{}:\n", ["MR. SMITH", "MRS. SMITH"]), ("{}: ", ["MR. SMITH", "MRS. SMITH", "ANNA"]),
+    ("{}: ", ["Nora", "Mrs. Linde", "Dr. Rank"]), ("{}. ", ["MRS. WARREN", "REV. S", "VIVIE"]),
+    ("{}: ", ["1ST CITIZEN", "2ND CITIZEN"]), ("{}. ", ["1. BÜRGER", "2. BÜRGER"]),
+    ("{}: ", ["ANNA", "BEN", "ANNA, BEN", "ANNA and BEN"]), ("{}\n", ["ANNA", "McGREGOR", "O'BRIEN"]),
+    ("\u00a0\u00a0{}: ", ["ANNA", "BEN"]), ("{}: ", ["JEAN-LUC", "ÉMILE", "COP #1"]),
+])  # fmt: skip
+def test_names_of_every_kind_are_kept(heading, names):
+    parts = [heading.format(name) + SAID for name in names * 10]
+    found = convert("\n".join(parts))
+    assert found.names == names and found.speeches == 10 * len(names) and not found.left_out
+    assert found.text == "\n".join(f"{name}:\n{SAID}" for name in names * 10)
+
+
+@pytest.mark.parametrize("aside", ["HARPAGON, à part.", "HARPAGON, bas à La Flèche.", "HARPAGON (bas)."])
+def test_french_asides_after_a_comma(aside):
+    found = convert(f"{aside} {SAID}\nCLÉANTE. {SAID}\n" * 10)
+    assert found.names == ["HARPAGON", "CLÉANTE"] and found.speeches == 20
+
+
+@pytest.mark.parametrize("cue", ["ANNA (V.O.) (CONT'D)", "MR. SMITH", "DR. GRANT (O.S.)", "McCOY ^"])
+def test_screenplays_cues(cue):
+    found = convert(f"INT. HOUSE\n\n{cue}\nHello.\n\nHe runs.\n\nBEN\nGo.\n\n" * 10)
+    assert found.form == "fountain" and found.speeches == 20 and found.names[1] == "BEN"
+
+
+def test_a_bracket_that_is_not_closed_takes_no_speech_with_it():
+    for form, text in (
+        ("fountain", written("{}\n(softly\n")),
+        ("colon", written("{}: ", between="[Enter\n")),
+    ):
+        found = convert(text + "\nBEN\n(loud)\nGo.\n" * (form == "fountain"), form)
+        assert found.speeches >= 40 and "I come." in found.text
+
+
+def test_what_is_said_of_acts_and_ends_is_no_heading():
+    words = ["THE END IS NEAR", "ACT NOW", "SCENE OF THE CRIME", "#metoo is a thing", "第二场雨下了。"]
+    speeches = [("ANNA", words), ("BEN", ["FADE INTO DARKNESS"])] * 10
+    assert convert(written("{}: ", speeches=speeches)).text == written(speeches=speeches)
+
+
+def test_a_form_that_would_leave_out_most_of_a_text_is_not_taken():
+    text = "WE ARE THE DAY\nTHEY ARE THE NIGHT\n" * 60
+    assert convert(text).text == text
+
+
+def test_novels_and_addresses_have_no_speakers():
+    for text in ("他笑道：“来。”\n她问道：“哪里？”\n" * 40, "http://a.b\nhttps://c.d\n" * 40):
+        assert convert(text).text == text
+
+
+def test_marks_within_words_and_sums_stay():
+    text = "**Anna** 5 * 3 * 2 = a_b_c and *this* _that_.\n\n**Ben** So.\n\n" * 10
+    assert convert(text).text.startswith("Anna:\n5 * 3 * 2 = a_b_c and this that.\n")
+
+
+def test_names_without_capitals_are_taken_where_the_form_is_named():
+    text = "".join(f"{name}. {SAID}" for name in ("Nora", "Helmer") * 10)
+    assert convert(text).text == text and convert(text, "dot").names[:2] == ["Nora", "Helmer"]
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "\u3000", "\t", "(\n", "[\n", "[[", "/*", "*", "_", "**", "A", "A ", "A,"]
+)
+def test_no_text_takes_long(piece):
+    """Each of these took minutes once. Steps are not counted here, but a test that hangs is seen."""
+    for form in ("auto", "fountain", "markdown", "colon"):
+        convert("a" + piece * 60_000 + "b\nINT. HOUSE\n", form)
 
 
 LINES = st.lists(st.text("abc '.,?!-*_[]àé", min_size=1).map(str.strip).filter(bool), min_size=1, max_size=3)

@@ -228,3 +228,9 @@ def test_a_card_writes_with_the_model_s_own_text(call, folder):
         assert f"write({prompt!r}, max_length" in (folder / f"hf{len(chars)}/README.md").read_text(
             encoding="utf-8"
         )
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx"])
+def test_a_number_format_that_would_not_be_used_is_refused(call, folder, to):
+    status, _, err = call("export.py", f"--to={to}", "--dtype=float16")
+    assert status == 2 and f"{to} is written in float32" in err

@@ -48,6 +48,17 @@ def test_minutes_choose_the_length_and_the_schedule(train, minutes):
     assert last == pytest.approx(Settings(**{**SMALL, **SHORT}).min_lr)
 
 
+@pytest.mark.parametrize("settings", [dict(max_iters=1), dict(max_iters=3, warmup_iters=100)])
+def test_minutes_decide_whatever_max_iters_says(train, settings):
+    result, seconds = timed(train, out_dir="m", minutes=2.0, **settings)
+    assert 100 < seconds <= 120 and result["iteration"] > 40
+
+
+def test_more_minutes_than_a_year_has_are_refused():
+    with pytest.raises(UserError, match="more than a year"):
+        Settings(minutes=1e300)
+
+
 def test_a_run_by_minutes_keeps_its_length_when_it_is_continued(train, corpus, capfd):
     class Stopped(Clocked):
         def batches(self, settings, iteration, machine):

@@ -1,5 +1,8 @@
 """A trained model as the start of another run: shape, vocabulary, schedule, and what is refused."""
 
+import re
+import shutil
+
 import pytest
 import torch
 from helpers import SHORT, SMALL, equal, flags, losses, play, weights
@@ -33,7 +36,9 @@ def test_a_model_goes_on_with_a_text_that_has_new_letters(two, call, corpus, sha
     two(**shape)
     how = flags(out_dir="second", init_from="first", dataset="other", batch_size=8, **SHORT)
     status, out, err = call("train_drama.py", *how)
-    assert (status, err) == (0, "") and "starting from first/ckpt.pt, with" in out
+    assert (status, err) == (0, "") and re.search(
+        r"starting from first/ckpt.pt \(arch .*\), with \d+ new", out
+    )
     first, second = checkpoint.load("first/ckpt.pt"), checkpoint.load("second/ckpt.pt")
     added = second["tokenizer"]["chars"].removeprefix(first["tokenizer"]["chars"])
     assert set(added) == set(OTHER) - set(play())
@@ -72,8 +77,16 @@ def test_a_run_that_began_so_is_continued_bit_for_bit_without_the_first_model(tw
     how = flags(init_from="first", dataset="other", batch_size=8, dtype="float32", **SHORT)
     assert call("train_drama.py", *how, "--out_dir=whole")[0] == 0
     assert call("train_drama.py", *how, "--out_dir=parts", "--max_iters=7")[0] == 0
-    (corpus / "first" / "ckpt.pt").rename(corpus / "first" / "elsewhere.pt")
+    for same in ("first/", "./first", "first/ckpt.pt"):
+        assert call("train_drama.py", *how, "--out_dir=parts", f"--init_from={same}", "--max_iters=9")[0] == 0
+    shutil.rmtree("first")
+    anew = [word for word in how if "init_from" not in word]
+    assert call("train_drama.py", *anew, "--out_dir=parts", "--max_iters=12")[0] == 0
     assert call("train_drama.py", *how, "--out_dir=parts")[0] == 0
+    status, out, _ = call("train_drama.py", *how, "--out_dir=parts")
+    assert status == 0 and "give a larger --max_iters to train it further, or another --out_dir" in out
+    status, _, err = call("train_drama.py", *how, "--out_dir=new")
+    assert status == 2 and "init_from='first' is none of" in err and not (corpus / "new").exists()
     assert equal(weights("whole"), weights("parts")) and losses("whole")[-1] == losses("parts")[-1]
 
 
@@ -115,8 +128,9 @@ def test_what_is_no_model_is_refused_in_one_line(two, call, corpus):
     two()
     (corpus / "empty").mkdir()
     (corpus / "first" / "broken.pt").write_bytes(b"PK nothing")
-    for start, words in {"nowhere": "nor a folder or a checkpoint", "first/broken.pt": "damaged",
-                         "empty": "holds no GPT-2"}.items():  # fmt: skip
+    refused = {"nowhere": "nor a folder or a checkpoint", "first/broken.pt": "damaged", "": "none of"}
+    refused |= {"empty": "holds no GPT-2", "/dev/null": "none of"}
+    for start, words in refused.items():
         status, _, err = call("train_drama.py", f"--init_from={start}", "--out_dir=new")
         assert status == 2 and words in err and err.count("\n") == 1
         assert not (corpus / "new" / "last.pt").exists()

@@ -50,6 +50,8 @@ class Settings:
 
     def __post_init__(self):
         check(self)
+        if self.dtype != "auto" and self.to not in ("gguf", "html"):
+            raise UserError(f"dtype={self.dtype!r} is for gguf and html; {self.to} is written in float32")
 
 
 TRANSFORMERS = """from transformers import pipeline
