@@ -62,6 +62,7 @@ def opened(browser):
     def open_page(address, **options):
         contexts.append(browser.new_context(offline=True, **options))
         page = contexts[-1].new_page()
+        page.set_default_timeout(300_000)  # however busy the machine is
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.goto(address)
@@ -79,7 +80,7 @@ def written(page, **fields) -> str:
     for name, value in fields.items():
         page.fill(f"#{name}", str(value))
     page.click("#write")
-    page.wait_for_function("document.getElementById('stop').disabled", timeout=120_000)
+    page.wait_for_function("document.getElementById('stop').disabled")
     return page.inner_text("#text") if not fields.get("start") else page.text_content("#text")
 
 
