@@ -138,12 +138,17 @@ def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
         raise UserError(f"{e}; {AGAIN}") from None
     except (LookupError, TypeError, ValueError, OverflowError):
         raise UserError(f"{folder / 'meta.json'} is damaged; {AGAIN}") from None
+    require_windows(counts, block_size)
+    train, val = (Split(folder / f"{k}.bin", n, tok.vocab_size, machine.device) for k, n in counts.items())
+    return Corpus(train, val, tok, source, identity, val_characters, speakers)
+
+
+def require_windows(counts: dict[str, int], block_size: int):
+    """Raise UserError where a split has fewer tokens than one window and the token after it."""
     for split, count in counts.items():
         if count < block_size + 1:
             needs = f"block_size={block_size} needs {block_size + 1:,}"
             raise UserError(f"the {split} split has {count:,} tokens and {needs}; lower it or give more text")
-    train, val = (Split(folder / f"{k}.bin", n, tok.vocab_size, machine.device) for k, n in counts.items())
-    return Corpus(train, val, tok, source, identity, val_characters, speakers)
 
 
 @lru_cache(maxsize=2)  # of two epochs, for an iteration that ends one and begins the next

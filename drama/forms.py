@@ -168,6 +168,5 @@ def without_markup(text: str, form: str) -> str:
     if form in ("fountain", "markdown"):  # *words*, _words_
         for mark in ("\\*", "_"):
             text = re.sub(rf"(?<![\\*\w]){mark}(?![\s*])([^*_\n]+?)(?<![\s\\]){mark}(?![*\w])", r"\1", text)
-    if form in ("fountain", "markdown"):
         text = re.sub(r"\\([^\w\s]|_)", r"\1", text)
     return text

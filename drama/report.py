@@ -61,10 +61,8 @@ class Report:
         self.say(f"mfu is measured against {source}")
         seconds = (settings.max_iters + 1 - run.iteration) * self.flops / (0.75 * self.peak_flops)
         if machine.world > 1 and machine.device.type == "cuda" and self.arithmetic_ms() < 10:
-            self.say(
-                "an iteration is too little arithmetic to gain from several GPUs: a larger model would be"
-            )
-        if machine.device.type == "cpu" and seconds > 3600:
+            self.say("an iteration has too little arithmetic to gain from several GPUs")
+        if machine.device.type == "cpu" and seconds > 3600 and run.length_known:
             self.say(
                 f"with no GPU this takes about {duration(seconds)}; Ctrl-C stops it, and there is a run for"
             )
@@ -178,8 +176,8 @@ class Report:
     def progress(self):
         """On a terminal, a line that the next one replaces."""
         if self.live and self.pace and self.clock() - self.shown_at > 0.2:
-            done, all_of_them = self.run.iteration, self.run.settings.max_iters + 1
-            print(f"{CLEAR}{done:,} of {all_of_them:,}, {self.time_left()} left", end="", flush=True)
+            of = f" of {self.run.settings.max_iters + 1:,}" * self.run.length_known
+            print(f"{CLEAR}{self.run.iteration:,}{of}, {self.time_left()} left", end="", flush=True)
             self.shown_at = self.clock()
 
     def sample(self):

@@ -9,7 +9,7 @@ import torch
 
 from configurator import UserError
 from drama import checkpoint
-from drama.dataset import Corpus
+from drama.dataset import Corpus, require_windows
 from drama.huggingface import OPENAI_WEIGHTS, from_gpt2
 from drama.machine import Machine
 from drama.optimizer import make_optimizers, restore
@@ -71,6 +71,8 @@ class Run:
             self.model = new_model(settings, tok)
         self.settings = dataclasses.replace(settings, **self.chosen)
         self.corpus = corpus.encoded_by(tok)
+        counts = dict(train=len(self.corpus.train), val=len(self.corpus.val))
+        require_windows(counts, self.settings.block_size)  # pieces of words are fewer than characters
         self.model.to(machine.device)
         self.optimizers = make_optimizers(self.model, settings, machine)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)

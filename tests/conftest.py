@@ -99,6 +99,18 @@ def call(folder, monkeypatch, capfd):
     return run
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, where the machine has one."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("there is no Chromium")
+    how = dict(executable_path=chromium, args=["--no-sandbox"])
+    with sync_api.sync_playwright() as playwright, playwright.chromium.launch(**how) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
     """The project as a person has it after cloning it: its files, and nothing that was written since."""

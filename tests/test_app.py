@@ -23,8 +23,6 @@ from drama.scene import speeches
 from drama.tokenizer import CharTokenizer
 from tools import app
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 
 @pytest.fixture(scope="module")
 def models(clone):
@@ -66,16 +64,6 @@ def address(models):
     process, address = opened(models, env={**os.environ, "GRADIO_SHARE": "true"})
     yield address
     assert ended(process, signal.SIGTERM) == (143, "app.py: stopped\n")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium")
-    how = dict(executable_path=CHROMIUM, args=["--no-sandbox"])
-    with sync_api.sync_playwright() as playwright, playwright.chromium.launch(**how) as chromium:
-        yield chromium
 
 
 class Visit:

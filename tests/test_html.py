@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from drama.scene import speeches
 from drama.tokenizer import BPETokenizer, CharTokenizer
 from train_drama import Settings
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHARS = CharTokenizer("".join(sorted(set(play() + "罗：<>"))))
 PAIRS = BPETokenizer(
     [*(bytes([b]) for b in range(256)), b"IO", b"LU", b"LUC", b"\n\n", b" d", b" da", b" day"]
@@ -25,16 +23,6 @@ KINDS = {
     "modern": (CHARS, dict(arch="modern")), "ensemble": (CHARS, dict(arch="modern", n_ensemble=3)),
     "byte pairs": (PAIRS, dict(n_ensemble=2)),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium")
-    how = dict(executable_path=CHROMIUM, args=["--no-sandbox"])
-    with sync_api.sync_playwright() as playwright, playwright.chromium.launch(**how) as chromium:
-        yield chromium
 
 
 @pytest.fixture

@@ -124,6 +124,17 @@ def test_byte_pairs_keep_their_vocabulary_and_characters_cannot_become_pairs(two
     assert checkpoint.load("b/ckpt.pt")["tokenizer"] == checkpoint.load("first/ckpt.pt")["tokenizer"]
 
 
+def test_a_text_that_has_too_few_pieces_of_words_for_a_window_is_refused(train, call, corpus):
+    pytest.importorskip("rustbpe")
+    prepare.prepare(prepare.Settings(input="play.txt", dataset="bpe", tokenizer="bpe", vocab_size=600))
+    train(out_dir="first", dataset="bpe", block_size=256)
+    (corpus / "short.txt").write_text((play() * 2)[:2600], encoding="utf-8")
+    prepare.prepare(prepare.Settings(input="short.txt", dataset="short"))
+    how = flags(init_from="first", dataset="short", out_dir="b", batch_size=2, **SHORT)
+    status, _, err = call("train_drama.py", *how)
+    assert status == 2 and "the val split has" in err and "block_size=256 needs 257" in err
+
+
 def test_what_is_no_model_is_refused_in_one_line(two, call, corpus):
     two()
     (corpus / "empty").mkdir()

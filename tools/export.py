@@ -5,7 +5,8 @@
     python -m tools.export model/ckpt.pt --to=gguf    into gguf/, for llama.cpp, Ollama and LM Studio
     python -m tools.export model/ckpt.pt --to=html    into html/: one page that writes, to send to a friend
 
-The text written there equals this project's in float32, up to block_size tokens; beyond that it differs.
+The text written there equals this project's in float32, up to block_size tokens; beyond that it differs,
+except in the page.
 Each needs a few packages (safetensors and tokenizers; onnxscript and tokenizers; gguf), and says so.
 """
 
