@@ -447,16 +447,15 @@ def test_several_processes_train_as_one(train, corpus, processes):
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-4)
 
 
-# The second process gets a signal, and stands in a folder of its own, as on another computer.
+# train_drama.py, whose second process gets a signal and stands in a folder of its own, as on another computer.
 SIGNALLED = """
 import os, signal, sys
 from drama.program import run_program
 import train_drama
-from configurator import configure
-from drama.dataset import Corpus, load_data
-from drama.machine import training_machine
+from drama.dataset import Corpus
 
 place, second = sys.argv.pop(1), os.environ["RANK"] == "1"
+find_corpus, train = train_drama.find_corpus, train_drama.train
 
 class Signalled(Corpus):
     made = 0
@@ -472,17 +471,20 @@ class Signalled(Corpus):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().evaluate(*given)
 
-def main():
-    settings = configure(train_drama.Settings, sys.argv[1:])
-    machine = training_machine(settings.device, settings.dtype)
-    corpus = Signalled(**vars(load_data("drama", settings.block_size, machine)))
+def find_signalled(*given):
+    corpus = Signalled(**vars(find_corpus(*given)))
     if second:
         os.mkdir("elsewhere")
         os.chdir("elsewhere")
-    result = train_drama.train(settings, machine, corpus)
-    print(f"ended by {result['signal']}")
+    return corpus
 
-run_program(main)
+def train_and_tell(*given):
+    result = train(*given)
+    print(f"ended by {result['signal']}", flush=True)
+    return result
+
+train_drama.find_corpus, train_drama.train = find_signalled, train_and_tell
+run_program(train_drama.main)
 """
 
 

@@ -353,7 +353,8 @@ def report(measured: dict, machine: str):
             limit, theirs, ratio = (cell(f"{kind}_{name}") for kind in ("limit", "nanogpt", "ratio"))
             llamacpp = cell(f"llamacpp_{name}")
             print(f"{label:42}{cell(name):>8}{limit:>10}{theirs:>10}{ratio:>8}{llamacpp:>11}")
-    print(json.dumps({"machine": machine, **{name: round(value, 4) for name, value in figures.items()}}))
+    digits = {name: float(f"{value:.4g}") for name, value in figures.items()}  # the small ones keep theirs
+    print(json.dumps({"machine": machine, **digits}))
 
 
 def main():
