@@ -9,6 +9,7 @@ The same command run again continues where the run was stopped.
 """
 
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -25,9 +26,10 @@ import prepare
 from configurator import FilePath, UserError, check, configure, one_line
 from drama.dataset import Corpus, load_data
 from drama.disk import lock
+from drama.graph import Replayed
 from drama.logs import require_packages
 from drama.machine import Dtype, Machine, seed_at, training_machine
-from drama.optimizer import learning_rate_at
+from drama.optimizer import learning_rate_at, set_learning_rate
 from drama.report import Report
 from drama.run import SHAPE, Run, require_source
 from model import GPTConfig
@@ -84,6 +86,7 @@ class Settings:
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them, or cuda:1
     dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32
     compile: bool | None = None  # None: torch.compile on CUDA; true or false to insist
+    cuda_graph: bool = False  # each iteration as one CUDA graph, for small models on one GPU; see docs/gpu.md
 
     def __post_init__(self):
         at_least_0 = ("max_iters", "warmup_iters", "lr_decay_iters", "eval_iters", "sample_interval", "seed")
@@ -111,20 +114,24 @@ class Settings:
 # ---------------------------------------------------------------------------- one update
 
 
-def update(model, run: Run, learning_rate: float) -> torch.Tensor:
-    """One step of every optimizer at the run's iteration; model is run.model, or wraps it.
+def update(step, run: Run, learning_rate: float) -> torch.Tensor:
+    """One step of every optimizer at the run's iteration; step is what ready_to_train returns.
 
     Returns the loss of this process's part of the batch, a scalar on the device.
     """
     settings, machine = run.settings, run.machine
-    for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+    set_learning_rate(run.optimizers, learning_rate)
     # what is dropped follows from (seed, iteration, rank) alone
     torch.manual_seed(seed_at(settings.seed, "dropout", run.iteration, machine.rank))
+    return step(run.corpus.batches(settings, run.iteration, machine))
+
+
+def forward_backward_step(model, run: Run, batches) -> torch.Tensor:
+    """The step of `update` with these batches of x, y; model is run.model, or wraps it."""
+    settings, machine = run.settings, run.machine
     loss = torch.zeros((), device=machine.device)
     rows = left = settings.gradient_accumulation_steps * settings.batch_size // machine.world
-    for x, y in run.corpus.batches(settings, run.iteration, machine):
+    for x, y in batches:
         left -= len(x)
         # processes exchange gradients once, in the last backward pass
         with contextlib.nullcontext() if left == 0 or machine.world == 1 else model.no_sync():
@@ -143,6 +150,12 @@ def update(model, run: Run, learning_rate: float) -> torch.Tensor:
     return loss
 
 
+def as_one_graph(step, run: Run):
+    """step(batches), replayed as one CUDA graph: for small models, which wait for its many launches."""
+    replayed = Replayed(step, run.machine.device, warm_up=3)
+    return lambda batches: replayed(torch.stack([torch.stack(xy) for xy in batches]))
+
+
 def worth_compiling(run: Run, report: Report) -> bool:
     """Whether to compile: as the person says, else on CUDA where the rest of the run is long enough.
 
@@ -157,7 +170,8 @@ def worth_compiling(run: Run, report: Report) -> bool:
 
 
 def ready_to_train(run: Run, report: Report):
-    """run.model, its blocks compiled where that is worth it and works, and shared among processes."""
+    """The function of batches that makes one step: run.model is shared among processes, its blocks are
+    compiled where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
     model = run.model.train()
     if run.machine.world > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
@@ -178,14 +192,15 @@ def ready_to_train(run: Run, report: Report):
             for block in run.model.blocks:
                 block._compiled_call_impl = None
         run.model.zero_grad(set_to_none=True)
-    return model
+    step = functools.partial(forward_backward_step, model, run)
+    return as_one_graph(step, run) if run.settings.cuda_graph else step
 
 
 # ---------------------------------------------------------------------------- the loop
 
 
-def train_loop(model, run: Run, report: Report, stop: Stop):
-    """Iterate to max_iters, or until stop is true in any process; model is run.model, or wraps it.
+def train_loop(step, run: Run, report: Report, stop: Stop):
+    """Iterate to max_iters, or until stop is true in any process; step is what ready_to_train returns.
 
     Collective: every rank must call it.
     """
@@ -212,7 +227,7 @@ def train_loop(model, run: Run, report: Report, stop: Stop):
 
         # ---- training
         learning_rate = learning_rate_at(settings, run.iteration)
-        loss = update(model, run, learning_rate)
+        loss = update(step, run, learning_rate)
         line_due = run.iteration % settings.log_interval == 0 or run.iteration == settings.max_iters
         run.iteration += 1
         if line_due:  # the only place that waits for a GPU, except when float16 overflows
@@ -253,6 +268,10 @@ def train(
         nearest = math.ceil(settings.batch_size / machine.world) * machine.world
         sizes = f"batch_size={settings.batch_size} cannot be split among {machine.world} processes"
         raise UserError(f"{sizes}; try --batch_size={nearest}")
+    if settings.cuda_graph and not (machine.device.type == "cuda" and machine.world == 1):
+        raise UserError("cuda_graph=True needs one GPU with CUDA; go without it here")
+    if settings.cuda_graph and machine.dtype == torch.float16:
+        raise UserError("cuda_graph=True cannot follow float16's overflows; try --dtype=bfloat16 or float32")
     corpus, report = corpus or find_corpus(settings, machine), report or Report()
     out = Path(settings.out_dir)
     if not (out / "last.pt").exists():  # else it may be continued where what it began with is gone
@@ -282,10 +301,10 @@ def train_run(run: Run, report: Report) -> int:
     start = run.iteration
     with contextlib.closing(report):
         report.begin(run)
-        model = ready_to_train(run, report)
+        step = ready_to_train(run, report)
         with Stop() as stop:
             try:
-                train_loop(model, run, report, stop)
+                train_loop(step, run, report, stop)
             except OSError:  # a disk that fails, or nobody left to read what is said, loses nothing
                 if run.iteration > start:
                     with contextlib.suppress(OSError):

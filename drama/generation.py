@@ -7,13 +7,12 @@ Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vo
 
 import contextlib
 from collections import deque
-from functools import lru_cache
-from threading import Lock
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from drama.graph import Replayed
 from drama.machine import random_stream
 from model import GPT, PAST, GPTConfig
 
@@ -92,61 +91,35 @@ def pack(model: GPT, dtype: torch.dtype) -> GPT:
     return model.eval()
 
 
-capturing = Lock()  # CUDA allows one capture at a time
-
-
-@lru_cache
-def capture_stream(device: torch.device):
-    """One side stream for all captures on a device: each stream keeps a workspace of cuBLAS for itself."""
-    return torch.cuda.Stream(device)
-
-
 class StaticStep:
-    """Decoding one token with tensors whose shapes and addresses never change.
+    """Decoding one token with tensors whose shapes and addresses never change: a graph on CUDA.
 
-    choose(logits (B, V), u (B,)) picks the next tokens (B, 1). On CUDA all of this is captured once as a
-    graph and replayed: one launch instead of some 200.
+    choose(logits (B, V), u (B,)) picks the next tokens (B, 1).
     """
 
     def __init__(self, model: GPT, cache: KVCache, choose):
-        self.model, self.cache, self.choose, self.graph = model, cache, choose, None
-        device, rows = cache.k[0].device, cache.k[0].size(0)
+        self.model, self.cache, self.choose = model, cache, choose
+        device = cache.k[0].device
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.u = torch.zeros(rows, device=device)
         self.places = torch.arange(cache.size, device=device)
-        if device.type == "cuda":
-            side = capture_stream(device)  # a capture needs a run before it, on the same stream
-            side.wait_stream(torch.cuda.current_stream(device))
-            with capturing, torch.cuda.device(device):
-                with torch.cuda.stream(side):
-                    self.run()
-                torch.cuda.current_stream(device).wait_stream(side)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                    self.run()
-            self.graph = graph
-            cache.empty()
+        self.run = Replayed(self.step, device)
 
-    def run(self):
+    def step(self, token, u):
         length, self.cache.position = self.cache.length, self.position
         self.cache.mask = (self.places <= self.position)[None]
-        logits, _ = self.model(self.token, cache=self.cache)
+        logits = self.model(token, cache=self.cache)[0][:, -1]
         self.cache.length, self.cache.position, self.cache.mask = length, None, None
-        self.logits = logits[:, -1]
-        self.chosen = self.choose(self.logits, self.u)
+        return logits, self.choose(logits, u)
 
     def __call__(self, token, u):
         """Add token (B, 1) to the cache; returns the logits (B, V) after it and the tokens (B, 1) u picks.
 
         The next call overwrites both.
         """
-        self.token.copy_(token)
-        self.u.copy_(u)
         self.position.fill_(self.cache.length)
-        self.run() if self.graph is None else self.graph.replay()
+        found = self.run(token, u)
         self.cache.length += 1
-        return self.logits, self.chosen
+        return found
 
 
 @contextlib.contextmanager
@@ -165,6 +138,12 @@ def threads_for(products: int):
 
 
 DRAWN = 1024  # uniform numbers for each row, drawn at a time
+SEEN = 16  # tokens that a director is shown at a time on a GPU, which waits for each look
+
+
+def seen_at_a_time(director, device: torch.device) -> int:
+    """How many tokens a director may be shown together: it then learns so much later that all is done."""
+    return 1 if director is None or director.confines or device.type == "cpu" else SEEN
 
 
 @torch.inference_mode()
@@ -183,8 +162,9 @@ def stream(
     """Continue idx (B, T), T >= 1, yielding the next token of each row, (B, 1), max_new_tokens times.
 
     temperature 0 always takes the likeliest token. A director (scene.Director) may forbid tokens and end all
-    rows sooner. graph=False does without a CUDA graph. For each token, row n draws one uniform number from
-    the stream addressed by (seed, first_row + n), so a row does not depend on how many there are.
+    rows sooner, on a GPU up to SEEN tokens after it could. graph=False does without a CUDA graph. For each
+    token, row n draws one uniform number from the stream addressed by (seed, first_row + n), so a row does
+    not depend on how many there are.
     When the cache is full (block_size positions), a rotary model forgets its oldest position for each new
     one; with learned positions, the most recent half of the context is read again and decoding goes on
     from there: a token then sees the block_size / 2 to block_size tokens before it.
@@ -202,7 +182,7 @@ def stream(
 
     static = StaticStep(model, cache, choose) if idx.is_cuda and graph else None
     weights = 12 * len(model.blocks) * model.config.n_embd**2  # of the blocks' matrices
-    unread = idx[:, -block_size:]
+    unread, unseen, at_a_time = idx[:, -block_size:], [], seen_at_a_time(director, idx.device)
     for i in range(max_new_tokens):
         if i % DRAWN == 0:
             uniforms = torch.stack([torch.rand(DRAWN, generator=row) for row in draws]).to(idx.device)
@@ -212,13 +192,17 @@ def stream(
                 logits, token = static(unread, u)
             else:  # prefill, or a token without a graph
                 logits = model(unread, cache=cache)[0][:, -1]
-        if director:
+        if director and director.confines:
             token = choose(director.confine(logits), u)
-            director.saw(token)
         else:
             token = choose(logits, u) if token is None else token.clone()
+        if director:
+            unseen.append(token)
+            if len(unseen) == at_a_time or i == max_new_tokens - 1:
+                director.saw(torch.cat(unseen, dim=1))
+                unseen.clear()
         yield token
-        if director and director.done():
+        if director and not unseen and director.done():
             return
         recent.append(token)
         unread = token

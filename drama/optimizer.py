@@ -31,13 +31,25 @@ def make_optimizers(model: GPT, settings, machine: Machine) -> list[torch.optim.
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = machine.device.type in ("cuda", "cpu")
-    optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=fused)]
+    # a graph reads the rate anew where it is a tensor
+    lr = torch.tensor(s.learning_rate, device=machine.device) if s.cuda_graph else s.learning_rate
+    how = dict(betas=(s.beta1, s.beta2), fused=fused, capturable=s.cuda_graph)
+    optimizers = [torch.optim.AdamW(groups, lr=lr, **how)]
     if muon:
         # float16 has the digits, and where it is used (a T4) float32 takes eight times as long; not on a CPU
         half = machine.dtype == torch.bfloat16 or machine.device.type == "cuda"
         dtype = machine.dtype if half else torch.float32
-        optimizers.append(Muon(muon, s.learning_rate, s.weight_decay, dtype))
+        optimizers.append(Muon(muon, lr, s.weight_decay, dtype))
     return optimizers
+
+
+def set_learning_rate(optimizers, value: float):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict):
@@ -75,7 +87,7 @@ class Muon(torch.optim.Optimizer):
     processor without bfloat16 instructions that takes a hundred times as long as float32.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95):
+    def __init__(self, params, lr, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
         self.dtype = dtype
 
@@ -96,4 +108,5 @@ class Muon(torch.optim.Optimizer):
             for shape, pairs in by_shape.items():
                 same, directions = zip(*pairs, strict=True)
                 steps = orthogonalize(torch.stack(directions), self.dtype).to(same[0].dtype)
-                torch._foreach_add_(same, steps.unbind(), alpha=-lr * 0.2 * math.sqrt(max(shape)))
+                steps = steps.mul_(lr * 0.2 * math.sqrt(max(shape)))
+                torch._foreach_sub_(same, steps.unbind())

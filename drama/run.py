@@ -23,7 +23,7 @@ SHAPE = ("arch", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")  # what pr
 # Settings that may differ when a run is continued: they change neither what it reads nor what it learns.
 FREE_TO_CHANGE = {
     "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "log_interval", "sample_interval",
-    "tensorboard", "wandb", "device", "dtype", "compile",
+    "tensorboard", "wandb", "device", "dtype", "compile", "cuda_graph",
 }  # fmt: skip
 
 CHOSEN = {"max_iters", "lr_decay_iters", "warmup_iters", "block_size", *SHAPE}  # what a run may set itself

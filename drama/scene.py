@@ -106,21 +106,25 @@ class Director:
         self.prompt = len(prompt.encode("utf-8", "surrogatepass"))
         self.texts = [bytearray(prompt.encode("utf-8", "surrogatepass")) for _ in range(rows)]
 
+    @property
+    def confines(self) -> bool:
+        """Whether some tokens may be forbidden, so that each has to be seen before the next."""
+        return self.cast is not None
+
     def confine(self, logits):
-        """logits (B, V), with -inf for every token that may not come next."""
-        if self.cast:
-            for row, text in enumerate(self.texts):
-                allowed = self.cast.allowed(bytes(text[-400:]))
-                if allowed is not None:
-                    outside = logits.new_full(logits[row].shape, -math.inf)
-                    outside[allowed] = 0
-                    logits[row] += outside
+        """logits (B, V), with -inf for every token that the cast does not let come next."""
+        for row, text in enumerate(self.texts):
+            allowed = self.cast.allowed(bytes(text[-400:]))
+            if allowed is not None:
+                outside = logits.new_full(logits[row].shape, -math.inf)
+                outside[allowed] = 0
+                logits[row] += outside
         return logits
 
-    def saw(self, token):
-        """Take note of the tokens (B, 1) that were picked."""
-        for text, n in zip(self.texts, token[:, 0].tolist(), strict=True):
-            text += self.tok.decode_bytes([n])
+    def saw(self, tokens):
+        """Take note of the next tokens (B, n) that were picked."""
+        for text, row in zip(self.texts, tokens.tolist(), strict=True):
+            text += self.tok.decode_bytes(row)
 
     def written(self, row: int) -> str:
         """A row's text: to the end of its last turn, where there is one."""

@@ -18,6 +18,8 @@ class Dictation:
     What a model would write by itself differs where it is rounded in another way.
     """
 
+    confines = True
+
     def __init__(self, text=None):
         self.text, self.logits, self.tokens = text, [], []
 

@@ -8,6 +8,7 @@ from helpers import SMALL
 
 from tools import gpu
 
+NO_GPU = dict(compile=False, cuda_graph=False, sample_interval=10)
 MEMORY = ("reset_peak_memory_stats", "max_memory_allocated", "memory_reserved", "synchronize", "device_count")
 
 
@@ -18,7 +19,7 @@ def on_cpu(corpus, monkeypatch):
 
     def run(folder, *config, **settings):
         few = {**settings, "max_iters": min(settings.get("max_iters", 20), 20)}
-        return real(folder, *config, **{**SMALL, **few, "compile": False, "sample_interval": 10})
+        return real(folder, *config, **{**SMALL, **few, **NO_GPU})
 
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "run", run)
@@ -30,7 +31,8 @@ def on_cpu(corpus, monkeypatch):
 
 
 CHECKS = {
-    "eager": "loss", "sampling": "10_graph", "graph_equals_eager": "difference_10", "like_the_cpu": "auto",
+    "eager": "loss", "captured": "fast_graph_loss", "sampling": "10_graph",
+    "graph_equals_eager": "difference_10", "like_the_cpu": "auto",
     "float16": "muon_float16", "memory_of_many_texts": "after_50", "out_of_memory_in_a_sample": "failures",
     "two_writers_while_a_third_loads": "errors", "two_processes": "left_out", "best": "val_loss",
 }  # fmt: skip

@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,13 +171,13 @@ def test_processes_exchange_gradients_in_the_last_backward_pass_alone(corpus):
 
     run = run_of(gradient_accumulation_steps=3)
     run.machine, model = replace(CPU, world=2), Shared(run.model)
-    train_drama.update(model, run, 0.01)
+    train_drama.update(partial(train_drama.forward_backward_step, model, run), run, 0.01)
     assert model.passes == [False, False, True]
 
 
 def test_an_update_leaves_no_gradient_and_a_loss_without_a_graph(corpus):
     run = run_of()
-    loss = train_drama.update(run.model, run, 0.01)
+    loss = train_drama.update(train_drama.ready_to_train(run, Quiet()), run, 0.01)
     assert not loss.requires_grad and loss.item() == pytest.approx(math.log(43), abs=0.3)
     assert all(p.grad is None for p in run.model.parameters())
 
@@ -211,7 +212,7 @@ def test_compile_is_for_runs_on_cuda_that_are_long_enough_where_nothing_is_said(
     monkeypatch.setattr(Report, "arithmetic_ms", lambda self: ms)
     run = run_of(compile=compile, max_iters=5000)
     run.machine, report = Machine(torch.device(device), torch.float32), Quiet()
-    assert train_drama.ready_to_train(run, report) is run.model
+    train_drama.ready_to_train(run, report)
     assert len(asked) == compiled * SMALL["n_layer"]  # each block by itself
     said = "compiling the model (about" if compiled else "too short to gain" if ms == 30 else ""
     assert said in "".join(getattr(report, "said", [])) and bool(said) == bool(getattr(report, "said", []))
@@ -236,7 +237,35 @@ def test_a_machine_that_cannot_compile_trains_without(train, capsys, monkeypatch
 def test_a_model_that_was_evaluated_is_trained_in_training_mode(corpus):
     run = run_of()
     run.model.eval()
-    assert train_drama.ready_to_train(run, Quiet()).training
+    train_drama.ready_to_train(run, Quiet())
+    assert run.model.training
+
+
+@pytest.mark.parametrize("how", [{}, dict(optimizer="muon", arch="modern", gradient_accumulation_steps=2)])
+def test_a_step_whose_tensors_stay_in_place_as_a_graph_needs_makes_the_same_model(corpus, how):
+    """A CUDA graph replays what it once recorded: all that changes must be in tensors, rewritten in place."""
+    runs = [run_of(cuda_graph=graph, dropout=0.1, **how) for graph in (False, True)]
+    steps = [train_drama.ready_to_train(run, Quiet()) for run in runs]
+    rates = {id(group["lr"]) for optimizer in runs[1].optimizers for group in optimizer.param_groups}
+    for iteration in range(5):
+        losses = []
+        for run, step in zip(runs, steps, strict=True):
+            run.iteration = iteration
+            losses.append(train_drama.update(step, run, 0.01 / (iteration + 1)).item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for a, b in zip(*(run.model.parameters() for run in runs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert len(rates) == 1  # one tensor, still the same
+    assert {id(group["lr"]) for optimizer in runs[1].optimizers for group in optimizer.param_groups} == rates
+
+
+@pytest.mark.parametrize("machine, said", [
+    (CPU, "needs one GPU"), (Machine(torch.device("cuda"), torch.bfloat16, world=2), "needs one GPU"),
+    (Machine(torch.device("cuda"), torch.float16), "float16's overflows"),
+])  # fmt: skip
+def test_a_graph_is_refused_where_it_cannot_be(corpus, machine, said):
+    with pytest.raises(UserError, match=said):
+        train_drama.train(train_drama.Settings(cuda_graph=True), machine, loaded())
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -524,7 +553,7 @@ OTHER = dict(
     compile=True, learning_rate=0.5, min_lr=1e-5, n_head=1,
 )  # fmt: skip
 FREE = ("init_from", "save_minutes", "max_iters", "eval_interval", "log_interval", "sample_interval")
-FREE += ("tensorboard", "wandb", "device", "dtype", "compile")
+FREE += ("tensorboard", "wandb", "device", "dtype", "compile", "cuda_graph")
 
 
 @pytest.mark.parametrize("name", [name for name in Settings.__dataclass_fields__ if name != "out_dir"])
