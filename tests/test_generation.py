@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ARCHITECTURES, TINY, tiny_model, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +109,24 @@ def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
         rounded = gpt(idx, idx)[0].float()
     error = (pack(gpt, torch.bfloat16)(idx, idx)[0].float() - exact).abs().max()
     assert 0 < error <= 2 * (rounded - exact).abs().max()
+
+
+@pytest.mark.parametrize("cpu, dtype, plain", [
+    ("Intel Core", torch.float32, True), ("Intel Core", torch.bfloat16, False),
+    ("AMD Zen", torch.float32, False),
+])  # fmt: skip
+def test_one_row_is_multiplied_by_what_is_fastest_and_gives_what_several_give(monkeypatch, cpu, dtype, plain):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": cpu})
+    layer = PackedLinear(torch.randn(24, 16), torch.randn(24), dtype)
+    x, products = torch.randn(3, 1, 16), []
+    if layer.product is not F.linear:  # where oneDNN packs
+        assert (layer.for_one_row is not None) == plain
+    several = layer(x)
+    packed = layer.product
+    monkeypatch.setattr(layer, "product", lambda *given: products.append(1) or packed(*given))
+    for n in range(3):
+        torch.testing.assert_close(layer(x[n : n + 1]), several[n : n + 1], rtol=1e-2, atol=1e-5)
+    assert len(products) == (0 if layer.for_one_row is not None else 3)
 
 
 @pytest.mark.parametrize("arch, end", [("gpt2", 16), ("modern", 24)])

@@ -34,6 +34,7 @@ CHECKS = {
     "eager": "loss", "captured": "fast_graph_loss", "sampling": "10_graph",
     "graph_equals_eager": "difference_10", "like_the_cpu": "auto",
     "float16": "muon_float16", "memory_of_many_texts": "after_50", "out_of_memory_in_a_sample": "failures",
+    "a_graph_is_dropped_beside_another": "equal_tokens",
     "two_writers_while_a_third_loads": "errors", "two_processes": "left_out", "best": "val_loss",
 }  # fmt: skip
 
@@ -51,6 +52,8 @@ def test_a_check_gives_its_figures(call, on_cpu, monkeypatch, name, figure):
         assert found == {"difference_1": 0, "difference_10": 0}
     if name == "like_the_cpu":
         assert found["cpu"] == pytest.approx(found["auto"], rel=0.01)
+    if name == "a_graph_is_dropped_beside_another":
+        assert found == {"equal_tokens": 301, "of": 301}
     if name == "two_writers_while_a_third_loads":
         assert found["errors"] == []
     if name == "out_of_memory_in_a_sample":

@@ -1,6 +1,8 @@
 """drama/graph.py, without a GPU: a recording that is played by calling the function again, as CUDA would."""
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -13,55 +15,111 @@ from drama.graph import Replayed
 CUDA = torch.device("cuda")
 
 
+class Recorder:
+    """CUDA's part: what a graph records is not computed, and its replay computes it in the same tensors."""
+
+    def __init__(self, monkeypatch):
+        self.events, self.recording = [], False
+        recorder = self
+
+        class Graph:
+            def replay(self):
+                recorder.events.append("replay")
+                self.compute()
+
+        class Stream:
+            def __init__(self, device):
+                self.device = device
+
+            def wait_stream(self, other):
+                pass
+
+        @contextlib.contextmanager
+        def record(graph, stream, capture_error_mode):
+            self.events.append("record")
+            self.graph, self.recording = graph, True
+            yield
+            self.recording = False
+
+        @contextlib.contextmanager
+        def aside(stream):
+            self.events.append(stream)
+            yield
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "graph", record)
+        monkeypatch.setattr(torch.cuda, "stream", aside)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.events.append("back"))
+
+    def adding_to(self, total):
+        def add(x):
+            result = torch.empty_like(total)
+
+            def compute():
+                result.copy_(total.add_(x))
+
+            if self.recording:
+                self.graph.compute = compute
+            else:
+                compute()
+            return result
+
+        return add
+
+
 @pytest.fixture
-def recorded(monkeypatch):
-    """What happens, in order. A recording notes what was called; its replay runs that in the same tensors."""
-    events, calls = [], []
-
-    class Graph:
-        def replay(self):
-            events.append("replay")
-            replayed, into = calls[-1]
-            into.copy_(replayed())
-
-    @contextlib.contextmanager
-    def within(name):
-        events.append(name)
-        yield
-        events.append(f"end {name}")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda made, **how: within("record"))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(graph, "on_side_stream", lambda device: within("aside"))
-    monkeypatch.setattr(graph, "side_stream", lambda device: None)
-    return events, calls
+def recorder(monkeypatch):
+    return Recorder(monkeypatch)
 
 
-def test_it_is_called_while_it_warms_up_then_recorded_once_and_replayed(recorded):
-    events, calls = recorded
-    total = torch.zeros(3)
-
-    def add(x):
-        calls.append((lambda: total.add_(x), result := total.add_(x).clone()))
-        return result
-
-    run = Replayed(add, CUDA, warm_up=2)
-    assert [run(torch.full((3,), float(n)))[0].item() for n in (1, 2)] == [1, 3]
-    assert events == ["aside", "end aside"] * 2
-    before = total.clone()
-    run(torch.full((3,), 4.0))  # what is recorded is not computed, so only the replay counts on a GPU
-    assert events[4:] == ["record", "end record", "replay"] and total[0] == before[0] + 8
-    total.copy_(before)
-    assert run(torch.full((3,), 5.0))[0] == before[0] + 5 and run.result is run(torch.zeros(3))
-    assert events[7:] == ["replay"] * 2 and len(calls) == 3
+@pytest.mark.parametrize("warm_up", [1, 3])
+def test_it_is_called_while_it_warms_up_then_replayed_and_no_call_counts_twice(recorder, warm_up):
+    run = Replayed(recorder.adding_to(torch.zeros(3)), CUDA, warm_up)
+    sums = [run(torch.full((3,), float(n)))[0].item() for n in (1, 2, 3, 4, 5)]
+    assert sums == [1, 3, 6, 10, 15]
+    called, recorded = [run.stream, "back"], [run.stream, "record", "back"]
+    assert recorder.events == called * (warm_up - 1) + recorded + ["replay"] * (5 - warm_up)
+    assert run(torch.zeros(3)) is run(torch.zeros(3))  # the same tensor each time
 
 
-def test_elsewhere_it_is_just_called_with_tensors_that_stay_in_place(recorded):
+def test_each_graph_has_a_stream_of_its_own_and_a_failed_one_leaves_the_current_stream(recorder, monkeypatch):
+    runs = [Replayed(recorder.adding_to(torch.zeros(1)), CUDA) for _ in range(2)]
+    for run in runs:
+        run(torch.ones(1))
+    assert runs[0].stream is not runs[1].stream
+
+    def fails(x):
+        raise RuntimeError("CUDA out of memory.")
+
+    recorder.events.clear()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Replayed(fails, CUDA)(torch.ones(1))
+    assert recorder.events[-1] == "back" and not graph.capturing.locked()
+
+
+def test_elsewhere_it_is_just_called_with_tensors_that_stay_in_place(recorder):
     seen = []
     run = Replayed(lambda x: seen.append(x.data_ptr()) or x + 1, torch.device("cpu"))
     assert [run(torch.tensor([n]))[0].item() for n in (1, 2, 3)] == [2, 3, 4]
-    assert len(set(seen)) == 1 and recorded[0] == []
+    assert len(set(seen)) == 1 and recorder.events == []
+
+
+def test_a_cache_is_freed_as_soon_as_nobody_decodes_with_it():
+    """On a GPU it would else be held, graph and all, until Python happens to look for cycles."""
+    model = tiny_model()
+    cache = KVCache(model.config, 1)
+    step = StaticStep(model, cache, lambda logits, u: logits)
+    step(tokens(1, 1), torch.zeros(1))
+    held = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache, step
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 class Looker:

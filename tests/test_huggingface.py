@@ -5,17 +5,19 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from helpers import SHORT, flags, play
+from helpers import ROOT, SHORT, flags, play
 
 import prepare
 from configurator import UserError
 from drama import checkpoint
-from drama.generation import generate
-from drama.huggingface import fast_tokenizer, from_gpt2, merges, to_gpt2
+from drama.generation import generate, prompt_ids
+from drama.huggingface import fast_tokenizer, from_gpt2, merges
 from drama.tokenizer import BPETokenizer, CharTokenizer
 from model import GPT, GPTConfig
+from tools import loading
 from train_drama import Settings
 
 transformers = pytest.importorskip("transformers")
@@ -107,10 +109,103 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
     assert call("export.py", "model/ckpt.pt", "model/ckpt.pt", "--out=two")[0] == 2  # nor left out in silence
 
 
-@pytest.mark.parametrize("other", [dict(arch="modern"), dict(n_ensemble=2)])
-def test_a_model_that_they_have_no_class_for_is_refused(other):
-    with pytest.raises(UserError, match=f"train with --{next(iter(other))}="):
-        to_gpt2(GPT(GPTConfig(**SHAPE, **other)))
+OWN_CODE = {
+    "modern": dict(arch="modern"), "modern ensemble": dict(arch="modern", n_ensemble=2),
+    "gpt2 ensemble": dict(n_ensemble=2, bias=True),
+}  # fmt: skip
+
+
+@pytest.fixture
+def exported(call, folder):
+    """exported(**shape): (model, tokenizer, the pipeline that a person's three lines make of its folder)."""
+
+    def export(**shape):
+        model, tok = saved_model(folder / "ckpt.pt", **shape)
+        status, out, err = call("export.py", "ckpt.pt")
+        assert (status, err) == (0, "") and "loads it and predicts the same" in out
+        made = transformers.pipeline("text-generation", str(folder / "hf"), trust_remote_code=True)
+        return model, tok, made
+
+    return export
+
+
+def saved_model(path, **shape):
+    tok = CharTokenizer("".join(sorted(set(play()))))
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(block_size=64, vocab_size=tok.vocab_size, **SHAPE, **shape)).eval()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    ended = dict(iteration=5, train_loss=1.0, val_loss=2.0)
+    checkpoint.save(path, {**checkpoint.model_state(model, tok, Settings(), ["LUCIO"]), **ended})
+    return model, tok
+
+
+@pytest.mark.parametrize("kind", OWN_CODE)
+def test_a_model_with_its_own_code_writes_the_same_text_and_reads_each_token_once(exported, kind):
+    model, tok, write = exported(**OWN_CODE[kind])
+    length = 100 if OWN_CODE[kind].get("arch") else 58  # rotary positions go on past block_size
+    read = []
+    write.model.gpt.register_forward_pre_hook(lambda gpt, given: read.append(given[0].shape))
+    written = write("LUCIO:", max_new_tokens=length, do_sample=False)[0]["generated_text"]
+    ids = prompt_ids(tok, "LUCIO:", model)
+    assert written == tok.decode(generate(model, ids, length, temperature=0)[0].tolist())
+    assert read == [(1, 6)] + [(1, 1)] * (length - 1)
+    idx = torch.randint(tok.vocab_size, (2, 64))
+    torch.testing.assert_close(write.model(idx).logits, model(idx, idx)[0], rtol=0, atol=1e-5)
+    for how in (dict(do_sample=False), dict(do_sample=False, num_beams=3)):
+        found = [
+            write.model.generate(idx[:, :9], max_new_tokens=20, use_cache=c, **how) for c in (True, False)
+        ]
+        assert found[0].shape == (2, 29) and found[0].equal(found[1])
+    write.model.save_pretrained("again")
+    again = transformers.AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
+    assert again(idx).logits.equal(write.model(idx).logits)
+
+
+def test_a_model_with_its_own_code_learns_and_says_what_it_cannot(exported, folder):
+    model, tok, write = exported(arch="modern", dropout=0.0)
+    idx = torch.randint(tok.vocab_size, (2, 32))
+    theirs = write.model
+    loss = theirs.train()(idx, labels=idx).loss
+    model.train()
+    torch.testing.assert_close(loss, model(idx[:, :-1], idx[:, 1:])[1], rtol=1e-5, atol=1e-5)
+    loss.backward()
+    with pytest.raises(ValueError, match="training needs labels"):
+        theirs(idx)
+    theirs.eval()
+    with pytest.raises(ValueError, match="equally long"):
+        theirs.generate(idx, attention_mask=torch.tensor([[0] + [1] * 31, [1] * 32]), max_new_tokens=2)
+    with pytest.raises(ValueError, match="65 positions are more than block_size=64"):
+        theirs(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(Exception, match="Missing"):
+        write("LUCIO: ☃")
+    cache = transformers.DynamicCache()
+    name = "cache" if "cache" in transformers.generation.utils.ALL_CACHE_NAMES else "past_key_values"
+    theirs(idx[:, :9], **{name: cache})
+    with pytest.raises(ValueError, match="give before"):
+        theirs(idx[:, 9:10], **{name: cache})
+    found = theirs(idx[:, 9:10], before=idx[:, 6:9], **{name: cache}).logits
+    torch.testing.assert_close(found, theirs(idx[:, :10]).logits[:, -1:], rtol=1e-4, atol=1e-4)
+    card = (folder / "hf/README.md").read_text()
+    assert "trust_remote_code=True" in card and "code_revision" in card and "write('LUCIO:'" in card
+    assert (folder / "hf/model.py").read_text() == (ROOT / "model.py").read_text()
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx", "gguf"])
+def test_what_was_written_is_loaded_and_must_predict_what_the_model_does(call, folder, monkeypatch, to):
+    library, load = loading.LOADERS[to]
+    pytest.importorskip(library)
+    model, _ = saved_model(folder / "ckpt.pt")
+    other = {n: 1 / model.config.vocab_size for n in range(model.config.vocab_size)}
+    monkeypatch.setitem(loading.LOADERS, to, (library, lambda folder, prompt: load(folder, prompt) and other))
+    status, _, err = call("export.py", "ckpt.pt", f"--to={to}")
+    assert status == 1 and "is off by" in err and not (folder / to).exists()
+    monkeypatch.setitem(loading.LOADERS, to, (library, lambda folder, prompt: 1 / 0))
+    status, out, _ = call("export.py", "ckpt.pt", f"--to={to}", "--out=b")
+    assert status == 0 and f"not checked: {library}" in out and "division by zero" in out
+    monkeypatch.setitem(loading.LOADERS, to, ("no_such_library", load))
+    status, out, _ = call("export.py", "ckpt.pt", f"--to={to}", "--out=c")
+    assert status == 0 and "checked" not in out
 
 
 def test_training_goes_on_from_their_weights(call, corpus):
@@ -183,31 +278,41 @@ def test_an_exported_folder_is_whole_or_absent_and_writes_as_long_as_it_can(call
     assert 6 < len(written[0]["generated_text"]) <= 32
 
 
-@pytest.mark.parametrize("shape", [dict(arch="gpt2", bias=True), dict(arch="modern", n_ensemble=2)])
+@pytest.mark.parametrize("shape", [dict(bias=True), dict(arch="modern"), dict(arch="modern", n_ensemble=2)])
 def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, folder, shape):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    tok = CharTokenizer("".join(sorted(set(play()))))
-    torch.manual_seed(1)
-    model = GPT(GPTConfig(block_size=64, vocab_size=tok.vocab_size, **SHAPE, **shape)).eval()
-    for p in model.parameters():
-        p.data += 0.2 * torch.randn_like(p)
-    ended = dict(iteration=5, train_loss=1.0, val_loss=2.0)
-    checkpoint.save(
-        folder / "ckpt.pt", {**checkpoint.model_state(model, tok, Settings(), ["LUCIO"]), **ended}
-    )
-    status, _, err = call("export.py", "ckpt.pt", "--to=onnx")
-    assert (status, err) == (0, "")
-    run = onnxruntime.InferenceSession(folder / "onnx/model.onnx").run
-    for length in (1, 2, 64):
-        idx = torch.randint(tok.vocab_size, (1, length))
-        logits = torch.from_numpy(run(["logits"], {"tokens": idx.numpy()})[0])
-        torch.testing.assert_close(logits, model(idx)[0][:, 0], rtol=0, atol=1e-4)
+    model, tok = saved_model(folder / "ckpt.pt", **shape)
+    status, out, err = call("export.py", "ckpt.pt", "--to=onnx")
+    assert (status, err) == (0, "") and "loads it and predicts the same" in out
+    session = onnxruntime.InferenceSession(folder / "onnx/model.onnx")
+    names = [put.name for put in session.get_inputs()][1:]
+    for parts in ((1,), (2,), (64,), (5, 1, 1), (1, 60, 3)):  # all in one, or with what was read before
+        idx = torch.randint(tok.vocab_size, (1, sum(parts)))
+        kept = [np.full((1, 3), tok.vocab_size)] + [np.zeros((1, 2, 0, 16), "float32")] * (len(names) - 1)
+        for tokens in idx.split(parts, dim=1):
+            logits, *kept = session.run(
+                None, {"tokens": tokens.numpy(), **dict(zip(names, kept, strict=True))}
+            )
+        torch.testing.assert_close(torch.from_numpy(logits), model(idx)[0][:, 0], rtol=0, atol=1e-4)
     code = re.search(r"```python\n(.*?)```", (folder / "onnx/README.md").read_text(), re.DOTALL)[1]
-    command = [sys.executable, "-c", code.replace("200", "58")]
+    length = 58 if model.lm_head else 150  # with learned positions, sample.py too reads half again
+    command = [sys.executable, "-c", code.replace("range(200)", f"range({length})")]
     written = subprocess.run(command, capture_output=True, text=True)
-    ids = torch.tensor(tok.encode("LUCIO:").astype("int64"))[None]
-    assert written.stdout == tok.decode(generate(model, ids, 58, temperature=0)[0].tolist()) + "\n"
+    expected = generate(model, prompt_ids(tok, "LUCIO:", model), length, temperature=0)
+    assert written.stdout == tok.decode(expected[0].tolist()) + "\n", written.stderr
+    command = [sys.executable, "-c", code.replace("LUCIO:", "LUCIO:" * 20)]  # longer than block_size
+    assert len(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == 321
+
+
+def test_a_context_of_one_token_goes_where_it_can(call, folder):
+    tok = CharTokenizer("ab")
+    state = checkpoint.model_state(GPT(GPTConfig(1, 2, arch="modern", **SHAPE)), tok, Settings())
+    checkpoint.save(folder / "ckpt.pt", {**state, "iteration": 5, "train_loss": 1.0, "val_loss": 2.0})
+    status, out, err = call("export.py", "ckpt.pt")
+    assert (status, err) == (0, "") and "loads it and predicts the same" in out
+    status, _, err = call("export.py", "ckpt.pt", "--to=onnx")
+    assert status == 2 and "block_size=1 cannot be written as ONNX" in err
 
 
 def test_an_exported_tokenizer_refuses_what_the_model_does_not_know(folder):

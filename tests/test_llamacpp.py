@@ -115,7 +115,7 @@ def test_what_llama_cpp_has_no_class_for_is_refused_with_what_takes_it(call, tra
     train(**other)
     status, _, err = call("export.py", "model/ckpt.pt", "--to=gguf")
     assert status == 2 and err.count("\n") == 1
-    assert "has no counterpart there; --to=html and --to=onnx take it" in err
+    assert "has no counterpart in llama.cpp; --to=html, --to=hf and --to=onnx take it" in err
 
 
 def test_the_card_s_own_lines_write(call, train, corpus, capfd):

@@ -1,4 +1,4 @@
-"""Every speed in docs/speed.md, measured here and now.
+"""Every speed in docs/, measured here and now.
 
     python -m tools.bench                            train and sample: some five minutes on 2 cores
     python -m tools.bench train --dtype=float32      one of them, in another number format
@@ -6,6 +6,7 @@
     python -m tools.bench busy                       with another program that keeps one processor busy
     python -m tools.bench gpu                        all that is to be known of a GPU: see tools/gpu.py
     python -m tools.bench text --out_dir=model/best  what a model writes: shares of words, and of copied text
+    python -m tools.bench formats --out_dir=model/best     the model in each format of tools.export
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
 of all rounds. Prints a table, with what the machine's own limits would allow, and the same figures as one
@@ -45,6 +46,7 @@ from drama.machine import Dtype, Machine, find_device, find_dtype, training_mach
 from model import GPT
 from sample import Settings as SampleSettings
 from tools import gpu
+from tools.formats import FORMATS, measure_formats
 from train_drama import Settings as TrainSettings
 from train_drama import find_corpus
 
@@ -277,7 +279,17 @@ def bench_text(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -
     }
 
 
-BENCHES = {"train": bench_train, "sample": bench_sample, "busy": bench_busy, "text": bench_text}
+def bench_formats(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:
+    """See tools/formats.py."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        figures = measure_formats(Path(settings.out_dir) / "ckpt.pt", Path(place))
+    return {name: [value] for name, value in figures.items()}
+
+
+BENCHES = {
+    "train": bench_train, "sample": bench_sample, "busy": bench_busy, "text": bench_text,
+    "formats": bench_formats,
+}  # fmt: skip
 
 
 def limits(here: Machine) -> dict:
@@ -330,6 +342,8 @@ TABLE = (
     ("unknown_words_percent", "sampled words that the corpus lacks, %"),
     ("copied_percent", f"sampled stretches of {COPIED} copied from it, %"),
     ("characters_per_s", "sample.py, characters per second"),
+    *((f"{name}_ms", f"{name}, ms for a character") for name in FORMATS),
+    *((f"{name}_mb", f"{name}, MB") for name in FORMATS),
 )
 
 
@@ -366,7 +380,7 @@ def main():
     if unknown:
         raise UserError(f"{unknown[0]} is none of {', '.join(BENCHES)}")
     settings = configure(Settings, [word for word in sys.argv[1:] if word not in BENCHES])
-    speeds = parts != ["text"]
+    speeds = not {"text", "formats"} & set(parts)
     if speeds:
         corpus()
     here, measured = training_machine("auto", settings.dtype), defaultdict(list)

@@ -5,19 +5,16 @@
     python -m tools.export model/ckpt.pt --to=gguf    into gguf/, for llama.cpp, Ollama and LM Studio
     python -m tools.export model/ckpt.pt --to=html    into html/: one page that writes, to send to a friend
 
-The text written there equals this project's in float32, up to block_size tokens; beyond that it differs,
-except in the page.
-Each needs a few packages (safetensors and tokenizers; onnxscript and tokenizers; gguf), and says so.
+The text written there equals this project's in float32, up to block_size tokens; beyond that it may differ.
+What was written is loaded and compared where the library for it is installed. Each needs a few packages
+(safetensors and tokenizers; onnxscript and tokenizers; gguf), and says so.
 """
 
-import contextlib
 import dataclasses
-import io
 import json
-import logging
+import shutil
 import sys
 import tempfile
-import warnings
 from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +27,14 @@ import torch
 from configurator import FilePath, UserError, check, configure, split_files
 from drama import checkpoint
 from drama.generation import generate, prompt_ids
-from drama.huggingface import fast_tokenizer, to_gpt2
+from drama.huggingface import fast_tokenizer, is_gpt2, to_gpt2
 from drama.llamacpp import write_gguf
+from drama.onnx import write_graph
 from drama.run import OWN_WEIGHTS
 from drama.scene import colon
 from drama.tokenizer import CharTokenizer, first_text
-from model import GPT
+from model import GPT, PAST, GPTConfig
+from tools.loading import check as check_loaded
 
 Format = Literal["hf", "onnx", "gguf", "html"]
 
@@ -44,8 +43,8 @@ Format = Literal["hf", "onnx", "gguf", "html"]
 class Settings:
     """python -m tools.export CKPT.pt [--name=value ...]"""
 
-    to: Format = "hf"  # hf, Hugging Face's format for GPT-2; gguf, llama.cpp's for GPT-2; of any model onnx,
-    #                    or html: one page that writes in any browser
+    to: Format = "hf"  # hf, Hugging Face's format; onnx; html, one page that writes in any browser; or gguf,
+    #                    llama.cpp's, for arch=gpt2 alone
     dtype: Literal["auto", "float32", "float16"] = "auto"  # of gguf and html; auto: float32, of html float16
     out: FilePath = ""  # the folder to write, which must not be there yet; empty: named as the format is
 
@@ -61,7 +60,7 @@ print(write({prompt!r}, max_length={block_size}, do_sample=True, temperature=0.8
 
 
 def write_hf(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
-    """What transformers loads. Raises UserError for a model it has no class for."""
+    """What transformers loads as one of its own models. Raises UserError for a model it has no class for."""
     c = model.config
     config = {
         "model_type": "gpt2",
@@ -69,66 +68,89 @@ def write_hf(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
         **{name: getattr(c, name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
         **dict.fromkeys(("n_positions", "n_ctx"), c.block_size),  # n_ctx is llama.cpp's name for it
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), c.dropout),
-        **dict.fromkeys(("bos_token_id", "eos_token_id")),
         "activation_function": {"none": "gelu", "tanh": "gelu_new"}[c.gelu],
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
-        "dtype": "float32",
     }
+    write_hf_folder(folder, config, to_gpt2(model), c, tok, max_length=c.block_size)
+
+
+OWN_CODE = """from transformers import pipeline
+write = pipeline("text-generation", "{out}", trust_remote_code=True)
+print(write({prompt!r}, max_new_tokens=500, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+
+CODE_IS_RUN = """
+`trust_remote_code=True` runs this folder's `modeling_drama.py` and `model.py`: read them first, they are
+short. Of a folder on the hub, give `revision` and `code_revision` the commit that you read.
+"""
+
+
+def write_hf_with_code(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
+    """What transformers loads with the network's own code, which lies beside the weights."""
+    c = model.config
+    config = {
+        "model_type": "drama",
+        "architectures": ["DramaForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "modeling_drama.DramaConfig",
+            "AutoModelForCausalLM": "modeling_drama.DramaForCausalLM",
+        },
+        **dataclasses.asdict(c),
+        # their names, for what asks by these
+        "hidden_size": c.n_embd,
+        "num_attention_heads": c.n_head,
+        "num_hidden_layers": c.n_layer * c.n_ensemble,
+        "tie_word_embeddings": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",  # earlier versions look for it here
+    }
+    for file in (ROOT / "model.py", ROOT / "tools" / "modeling_drama.py"):
+        shutil.copy(file, folder)
+    weights = {f"gpt.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
+    length = dict(max_length=c.block_size) if model.wpe else dict(max_new_tokens=500)  # rotary ones go on
+    write_hf_folder(folder, config, weights, c, tok, **length)
+
+
+def write_hf_folder(folder: Path, config: dict, weights: dict, c: GPTConfig, tok, **length):
+    """The files of a model in Hugging Face's format; length: how much is written where nothing is said."""
+    config |= {"bos_token_id": None, "eos_token_id": None, "dtype": "float32"}
     written = {
         "config.json": config,
-        "generation_config.json": {"do_sample": True, "temperature": 0.8, "max_length": c.block_size},
+        "generation_config.json": {"do_sample": True, "temperature": 0.8, **length},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": c.block_size,
             "clean_up_tokenization_spaces": False,
         },
     }
-    save_file = optional("safetensors.torch").save_file
-    save_file(to_gpt2(model), folder / "model.safetensors", metadata={"format": "pt"})
     for name, value in written.items():
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+    save_file = optional("safetensors.torch").save_file
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
 
 
 ONNXRUNTIME = """import numpy, onnxruntime, tokenizers
 tok = tokenizers.Tokenizer.from_file("{out}/tokenizer.json")
 model = onnxruntime.InferenceSession("{out}/model.onnx")
-ids = tok.encode({prompt!r}).ids
+size = [[n if type(n) is int else 0 for n in i.shape] for i in model.get_inputs()]
+names = [i.name for i in model.get_inputs()]
+start = {{name: numpy.zeros(n, "float32") for name, n in zip(names[1:], size[1:])}}
+start["before"] = numpy.full((1, {past}), {vocab_size})  # no tokens
+ids = new = tok.encode({prompt!r}).ids
+state = start
 for _ in range(200):  # the likeliest token each time
-    logits = model.run(["logits"], {{"tokens": numpy.array([ids[-{block_size}:]])}})[0]
-    ids.append(int(logits[0].argmax()))
+    if len(new) + state["key_0"].shape[2] > {block_size}:  # all that it can look back on: read half again
+        new, state = ids[-{half}:], start
+    logits, *kept = model.run(None, {{"tokens": numpy.array([new]), **state}})
+    new, state = [int(logits[0].argmax())], dict(zip(start, kept))
+    ids = ids + new
 print(tok.decode(ids))"""
 
 
-class NextToken(torch.nn.Module):
-    """The model as ONNX takes it: no loss, no cache."""
-
-    def __init__(self, model: GPT):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens):
-        """tokens (1, T), T at most block_size -> logits (1, V) of the token that follows."""
-        return self.model(tokens)[0][:, 0]
-
-
 def write_onnx(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
-    """One model.onnx: tokens (1, T), T any length up to block_size -> logits (1, V) of what follows."""
-    optional("onnxscript")
+    """One model.onnx, and the tokenizer."""
     fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
-    tokens = torch.zeros(1, min(3, model.config.block_size), dtype=torch.long)
-    length = torch.export.Dim("length", min=1, max=model.config.block_size)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            torch.onnx.export(
-                NextToken(model), (tokens,), folder / "model.onnx", dynamo=True, external_data=False,
-                input_names=["tokens"], output_names=["logits"], dynamic_shapes={"tokens": {1: length}},
-            )  # fmt: skip
-        finally:
-            logging.disable(logging.NOTSET)
+    write_graph(folder / "model.onnx", model)
 
 
 LLAMACPP = """import xllamacpp  # or: llama-cli -m {out}/model.gguf -no-cnv -p {prompt!r}
@@ -174,14 +196,15 @@ def write_html(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
 
 
 FORMATS = {
-    "hf": (write_hf, TRANSFORMERS, "transformers"),
-    "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime"),
-    "gguf": (write_llamacpp, LLAMACPP, "gguf"),
-    "html": (write_html, HTML, "html"),
+    "hf": (write_hf, TRANSFORMERS, "transformers", ""),
+    "hf with code": (write_hf_with_code, OWN_CODE, "transformers", CODE_IS_RUN),
+    "onnx": (write_onnx, ONNXRUNTIME, "onnxruntime", ""),
+    "gguf": (write_llamacpp, LLAMACPP, "gguf", ""),
+    "html": (write_html, HTML, "html", ""),
 }
 
 
-def card(state: dict, model: GPT, tok, library: str, code: str) -> str:
+def card(state: dict, model: GPT, tok, library: str, code: str, note: str) -> str:
     """A model card: the data, the settings, the losses, how to use it, and a sample."""
     sample = generate(model, prompt_ids(tok, first_text(tok), model), 400, temperature=0.8)
     settings, origin = state["settings"], state["settings"].get("init_from", "auto")
@@ -203,7 +226,7 @@ Trained on {settings.get("dataset", "a text")}{origin}:
 ```python
 {code}
 ```
-
+{note}
 It writes:
 
 ```
@@ -222,18 +245,24 @@ def export(path: Path, settings: Settings):
         raise UserError(f"{path} is no ckpt.pt")
     if out.exists():
         raise UserError(f"out={str(out)!r} is there already; give a folder that is not")
-    write, code, library = FORMATS[settings.to]
+    own_code = settings.to == "hf" and not is_gpt2(model.config)
+    write, code, library, note = FORMATS["hf with code" if own_code else settings.to]
     speaker = next(iter(state.get("speakers", [])), "")
     prompt = f"{speaker}{colon(speaker, tok)}" if speaker else first_text(tok)
-    code = code.format(out=out.name, block_size=model.config.block_size, prompt=prompt)
+    c = model.config
+    sizes = dict(block_size=c.block_size, half=max(1, c.block_size // 2), vocab_size=c.vocab_size, past=PAST)
+    code = code.format(out=out.name, prompt=prompt, **sizes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
         folder = Path(temporary) / "whole"
         folder.mkdir()
         write(folder, model.eval(), tok, settings, prompt)
-        (folder / "README.md").write_text(card(state, model, tok, library, code), encoding="utf-8")
+        (folder / "README.md").write_text(card(state, model, tok, library, code, note), encoding="utf-8")
+        checked = check_loaded(folder, settings.to, model, tok, prompt)
         folder.rename(out)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    if checked:
+        print(checked)
 
 
 def main():

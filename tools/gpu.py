@@ -27,7 +27,7 @@ import train_drama
 from configurator import UserError, configure, one_line
 from drama import checkpoint
 from drama.dataset import load_data
-from drama.generation import generate, pack
+from drama.generation import generate, pack, stream
 from drama.machine import Machine, find_device
 from drama.report import Report
 from drama.run import Run
@@ -227,6 +227,21 @@ def memory_of_many_texts(folder: str) -> dict:
     return dict(after_5=reserved[4], after_50=reserved[-1])
 
 
+def a_graph_is_dropped_beside_another(folder: str) -> dict:
+    """the same text as without: a graph survives when others come and go"""
+    gpt = trained(folder)
+    idx = torch.zeros(1, 1, dtype=torch.long, device=DEVICE)
+    plain = generate(gpt, idx, 300, graph=False)
+    tokens, written = stream(gpt, idx, 300), []
+    for n, token in enumerate(tokens):
+        written.append(token)
+        if n % 50 == 10:
+            generate(gpt, idx.expand(1 + n // 50, -1), 40)
+            torch.empty(1 << 20, device=DEVICE).normal_()
+    same = torch.cat([idx, *written], dim=1) == plain
+    return dict(equal_tokens=int(same.cumprod(1).sum()), of=plain.numel())
+
+
 def out_of_memory_in_a_sample(folder: str) -> dict:
     """one line says so, and training goes on"""
     real, failures = drama.report.generate, []
@@ -279,8 +294,8 @@ def two_writers_while_a_third_loads(folder: str) -> dict:
 
 CHECKS = (
     eager, compiled, captured, captured_and_compiled, sampling, graph_equals_eager, like_the_cpu, float16,
-    memory_of_many_texts, out_of_memory_in_a_sample, two_writers_while_a_third_loads, kernels, fast,
-    fast_compiled, two_processes, tests, best,
+    memory_of_many_texts, a_graph_is_dropped_beside_another, out_of_memory_in_a_sample,
+    two_writers_while_a_third_loads, kernels, fast, fast_compiled, two_processes, tests, best,
 )  # fmt: skip
 
 

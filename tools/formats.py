@@ -1,0 +1,108 @@
+"""A model in each format that tools.export writes: python -m tools.bench formats --out_dir=model/laptop
+
+Milliseconds for a character and megabytes of a folder, on one thread, without the prompt. A character is
+drawn from all that the model gives (temperature 1), by each library's own means, and a text is as long as the
+model looks back. Left out: what a format has no class for, libraries that are not installed, and the page,
+which says its own speed.
+"""
+
+import contextlib
+import io
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from drama.program import optional
+
+import torch
+
+from configurator import UserError
+from drama import checkpoint
+from drama.generation import generate, pack
+from tools.export import Settings, export
+
+
+def by_this_project(folder: Path, path: Path, n: int) -> float:
+    """Seconds for n characters."""
+    gpt, _ = checkpoint.build_model(checkpoint.load(path), path)
+    pack(gpt, getattr(torch, folder.name))
+    idx = torch.zeros(1, 1, dtype=torch.long)
+    generate(gpt, idx, 20)
+    start = time.perf_counter()
+    generate(gpt, idx, n)
+    return time.perf_counter() - start
+
+
+def by_transformers(folder: Path, path: Path, n: int) -> float:
+    model = optional("transformers").AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    idx = torch.zeros(1, 1, dtype=torch.long)
+    how = dict(do_sample=True, temperature=1.0, top_k=0, attention_mask=torch.ones_like(idx))
+    model.generate(idx, max_new_tokens=20, **how)
+    start = time.perf_counter()
+    model.generate(idx, max_new_tokens=n, **how)
+    return time.perf_counter() - start
+
+
+def by_onnxruntime(folder: Path, path: Path, n: int) -> float:
+    onnxruntime, numpy = optional("onnxruntime"), optional("numpy")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    sizes = {i.name: [n if type(n) is int else 0 for n in i.shape] for i in model.get_inputs()}
+    start = {name: numpy.zeros(size, "float32") for name, size in sizes.items() if name != "tokens"}
+    start["before"], draw = numpy.zeros((1, 3), "int64"), numpy.random.default_rng()
+    for length in (20, n):
+        state, new, begun = start, 0, time.perf_counter()
+        for _ in range(length):
+            logits, *kept = model.run(None, {"tokens": numpy.array([[new]]), **state})
+            weights = numpy.exp(logits[0] - logits.max())
+            new, state = (
+                draw.choice(len(weights), p=weights / weights.sum()),
+                dict(zip(start, kept, strict=True)),
+            )
+    return time.perf_counter() - begun
+
+
+def by_llamacpp(folder: Path, path: Path, n: int) -> float:
+    xllamacpp = optional("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(folder / "model.gguf"), 0, 1
+    params.cpuparams.n_threads, params.verbosity = 1, -1
+    server = xllamacpp.Server(params)
+    job = dict(prompt="a", n_predict=n - 1, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, ignore_eos=True)
+    server.handle_completions({**job, "n_predict": 20})
+    return n / server.handle_completions(job)["timings"]["predicted_per_second"]
+
+
+FORMATS = {  # name: how it is exported, by what it is timed
+    "float32": (None, by_this_project),
+    "bfloat16": (None, by_this_project),
+    "hf": ({}, by_transformers),
+    "onnx": ({}, by_onnxruntime),
+    "gguf": ({}, by_llamacpp),
+    "gguf float16": (dict(to="gguf", dtype="float16"), by_llamacpp),
+    "html": (dict(to="html"), None),
+}
+
+
+def measure_formats(path: Path, place: Path) -> dict:
+    """{"NAME_ms": per character, "NAME_mb": on disk} of the model at path; place is an empty folder."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
+    length, figures = checkpoint.load(path)["config"]["block_size"] - 1, {}
+    for name, (how, seconds) in FORMATS.items():
+        folder, files = place / name, [path]
+        try:
+            if how is not None:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    export(path, Settings(**{"to": name, **how, "out": str(folder)}))
+                files = folder.iterdir()
+            figures[f"{name}_mb"] = sum(file.stat().st_size for file in files) / 1e6
+            if seconds:
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    took = pool.submit(seconds, folder, path, length).result()
+                figures[f"{name}_ms"] = 1000 * took / length
+        except UserError as e:
+            print(f"{name}: {e}")
+    return figures
