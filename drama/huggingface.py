@@ -15,7 +15,7 @@ import torch
 from configurator import UserError
 from drama import checkpoint
 from drama.disk import read_json
-from drama.tokenizer import CharTokenizer
+from drama.tokenizer import BPETokenizer, CharTokenizer
 from model import GPT, GPTConfig
 
 OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -70,9 +70,10 @@ PLAIN = {  # what a GPT-2 may also be told to do, and ours does not
 }  # fmt: skip
 
 
-def their_config(path: Path, dropout: float) -> GPTConfig:
+def their_config(theirs: dict) -> GPTConfig:
     """The shape that a config.json describes. Raises LookupError, TypeError or ValueError for another."""
-    theirs = read_json(path)
+    if theirs["model_type"] == "drama":  # of a model with its own code
+        return GPTConfig(**{field.name: theirs[field.name] for field in dataclasses.fields(GPTConfig)})
     if theirs["model_type"] != "gpt2" or any(theirs.get(key, PLAIN[key]) != PLAIN[key] for key in PLAIN):
         raise ValueError("another kind of model")
     if theirs.get("n_inner") not in (None, 4 * theirs["n_embd"]):
@@ -80,10 +81,60 @@ def their_config(path: Path, dropout: float) -> GPTConfig:
     return GPTConfig(
         **{name: theirs[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")},
         block_size=theirs["n_positions"],
-        dropout=dropout,
         bias=True,
         gelu={"gelu": "none", "gelu_new": "tanh"}[theirs["activation_function"]],
     )
+
+
+def read_model(folder: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
+    """The shape and the weights of a folder in Hugging Face's format, under this project's names.
+
+    Raises UserError where it holds neither a GPT-2 nor a model that tools.export wrote.
+    """
+    safetensors = optional("safetensors.torch", "safetensors")
+    try:
+        config = their_config(read_json(folder / "config.json"))
+        stored = safetensors.load_file(folder / "model.safetensors")
+        if "gpt.wte.weight" in stored:  # of a model with its own code
+            weights = {key.removeprefix("gpt."): value.float() for key, value in stored.items()}
+        else:
+            stored = {
+                "transformer." + key.removeprefix("transformer."): value for key, value in stored.items()
+            }
+            names = checkpoint.empty_model(config).state_dict()
+            weights = {name: stored[their_name(name)].float() for name in names}
+            weights = {name: w.T.contiguous() if transposed(name) else w for name, w in weights.items()}
+        checkpoint.empty_model(config).load_state_dict(weights, assign=True)
+    except (
+        OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError,
+        optional("safetensors").SafetensorError,
+    ):  # fmt: skip
+        files = "config.json, model.safetensors"
+        refusal = f"{folder} holds no GPT-2 in Hugging Face's format ({files}), nor a ckpt.pt"
+        raise UserError(refusal) from None
+    return config, weights
+
+
+def own_tokenizer(folder: Path):
+    """The tokenizer of a folder in Hugging Face's format; None where it is not of a kind of this project."""
+    try:
+        theirs = read_json(folder / "tokenizer.json")
+        special = tuple(token["content"] for token in theirs["added_tokens"])
+        ids = {token: n for token, n in theirs["model"]["vocab"].items() if token not in special}
+        tokens = sorted(ids, key=ids.get)
+        if theirs["model"]["type"] == "WordLevel":
+            tok = CharTokenizer("".join(tokens))
+        else:
+            tok = BPETokenizer([bytes(BYTES[char] for char in token) for token in tokens], special)
+        return tok if vocabulary(tok) == ids else None
+    except (OSError, UserError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def as_checkpoint(folder: Path, tok) -> dict:
+    """A folder in Hugging Face's format as `checkpoint.load` would return it. Raises UserError."""
+    config, weights = read_model(folder)
+    return dict(config=dataclasses.asdict(config), tokenizer=tok.to_dict(), settings={}, model=weights)
 
 
 def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
@@ -93,34 +144,21 @@ def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
     cannot be fetched.
     """
     folder = fetched(name)
-    safetensors = optional("safetensors.torch", "safetensors")
-    files = "config.json, model.safetensors"
-    refusal = UserError(f"{folder} holds no GPT-2 in Hugging Face's format ({files}), nor a ckpt.pt")
-    if not (folder / "config.json").is_file():
-        raise refusal
+    config, weights = read_model(folder)
     try:
-        config = their_config(folder / "config.json", dropout)
-        stored = safetensors.load_file(folder / "model.safetensors")
         spelled = folder / "tokenizer.json"
         known = read_json(spelled)["model"]["vocab"] if spelled.is_file() else vocabulary(tok)
         same_tokens = all(known.get(token) == n for token, n in vocabulary(tok).items())
-    except (LookupError, TypeError, ValueError, AttributeError, optional("safetensors").SafetensorError):
-        raise refusal from None
+    except (LookupError, TypeError, AttributeError):
+        same_tokens = False
     if config.vocab_size != tok.vocab_size or not same_tokens:
         advice = "for OpenAI's weights prepare the text with --tokenizer=gpt2"
         raise UserError(f"{name} was trained on other tokens than the text is encoded in; {advice}")
     if block_size > config.block_size:
         raise UserError(f"block_size={block_size} is more than the {config.block_size} of {name}")
-    stored = {"transformer." + key.removeprefix("transformer."): value for key, value in stored.items()}
-    model = checkpoint.empty_model(config)
-    try:
-        weights = {key: stored[their_name(key)].float() for key in model.state_dict()}
-        weights = {key: value.T.contiguous() if transposed(key) else value for key, value in weights.items()}
-        model.load_state_dict(weights, assign=True)
-    except (KeyError, RuntimeError):  # a weight is missing, or has another shape
-        raise refusal from None
-    model.config = dataclasses.replace(config, block_size=block_size)
-    model.wpe = torch.nn.Embedding.from_pretrained(model.wpe.weight[:block_size].clone(), freeze=False)
+    weights["wpe.weight"] = weights["wpe.weight"][:block_size].clone()
+    model = checkpoint.empty_model(dataclasses.replace(config, block_size=block_size, dropout=dropout))
+    model.load_state_dict(weights, assign=True)
     return model
 
 
@@ -144,6 +182,8 @@ def merges(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
 # GPT-2's spelling of each byte as a printable character
 VISIBLE = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
 VISIBLE |= {b: chr(256 + n) for n, b in enumerate(sorted(set(range(256)) - set(VISIBLE)))}
+
+BYTES = {char: b for b, char in VISIBLE.items()}
 
 
 def spell(token: bytes) -> str:

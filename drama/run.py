@@ -13,7 +13,7 @@ from drama.dataset import Corpus, require_windows
 from drama.huggingface import OPENAI_WEIGHTS, from_gpt2
 from drama.machine import Machine
 from drama.optimizer import make_optimizers, restore
-from drama.transfer import own_checkpoint, start_from
+from drama.transfer import load_start, own_checkpoint, start_from
 from model import GPT
 
 OWN_WEIGHTS = ("auto", "resume", "scratch")  # values of init_from that begin with random weights
@@ -58,7 +58,7 @@ class Run:
             if origin not in OWN_WEIGHTS:  # where its weights come from, whatever is asked now
                 settings = dataclasses.replace(settings, init_from=origin)
         elif source:
-            trained = machine.from_first(checkpoint.load(source) if machine.rank == 0 else None)
+            trained = machine.from_first(load_start(source) if machine.rank == 0 else None)
             self.model, tok = start_from(trained, source, settings, corpus.tokenizer)
             self.chosen = {name: getattr(self.model.config, name) for name in (*SHAPE, "block_size")}
             added = tok.vocab_size - trained["config"]["vocab_size"]

@@ -7,15 +7,24 @@ import torch
 
 from configurator import UserError
 from drama import checkpoint
+from drama.huggingface import as_checkpoint, own_tokenizer
 from drama.tokenizer import CharTokenizer
 from model import GPT
 
 
 def own_checkpoint(init_from: str) -> Path | None:
-    """The checkpoint that init_from names: a file, or a folder that holds ckpt.pt; None for anything else."""
+    """Where init_from names a model of this project: a ckpt.pt, a folder that holds one, or a folder in
+    Hugging Face's format whose tokenizer is of a kind of ours. None for anything else."""
     path = Path(init_from)
+    if path.is_dir() and not (path / "ckpt.pt").is_file():
+        return path if own_tokenizer(path) else None
     path = path / "ckpt.pt" if path.is_dir() else path
     return path if path.is_file() else None
+
+
+def load_start(path: Path) -> dict:
+    """The model that `own_checkpoint` found, as `checkpoint.load` returns one. Raises UserError."""
+    return as_checkpoint(path, own_tokenizer(path)) if path.is_dir() else checkpoint.load(path)
 
 
 def joined_vocabulary(trained, tok, path: Path):

@@ -1,7 +1,9 @@
 """A trained model as the start of another run: shape, vocabulary, schedule, and what is refused."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from helpers import SHORT, SMALL, equal, flags, losses, play, weights
 import prepare
 from configurator import UserError
 from drama import checkpoint
+from drama.huggingface import fast_tokenizer, own_tokenizer
 from drama.tokenizer import BPETokenizer, CharTokenizer
 from drama.transfer import grown, joined_vocabulary, own_checkpoint, start_from
 from model import GPT
@@ -47,6 +50,40 @@ def test_a_model_goes_on_with_a_text_that_has_new_letters(two, call, corpus, sha
     for start in ("ZOË:", "LUCIO:"):  # the new, and what only the first text had
         command = ("--out_dir=second", f"--start={start}", "--num_samples=1", "--max_new_tokens=9")
         assert call("sample.py", *command)[0] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_folder_in_hugging_face_s_format_is_the_same_start(two, call, corpus, shape):
+    two(**shape)
+    assert call("export.py", "first/ckpt.pt")[0] == 0
+    assert own_checkpoint("hf") == Path("hf") and own_checkpoint("first") == Path("first/ckpt.pt")
+    for source, out_dir in (("first", "a"), ("hf", "b")):
+        how = flags(init_from=source, out_dir=out_dir, dataset="other", dtype="float32", **SHORT)
+        status, out, err = call("train_drama.py", *how, "--max_iters=1", "--block_size=16")
+        assert (status, err) == (0, "") and "new characters" in out
+    before = [checkpoint.load(f"{out_dir}/ckpt.pt") for out_dir in ("a", "b")]
+    assert before[0]["tokenizer"] == before[1]["tokenizer"]
+    assert before[0]["val_loss"] == pytest.approx(before[1]["val_loss"], rel=1e-4)
+    status, out, _ = call("train_drama.py", *how, "--block_size=16")  # and that run goes on
+    assert status == 0 and "continuing at iteration" in out
+
+
+def test_a_tokenizer_in_hugging_face_s_format_is_read_back_or_is_another_s(corpus):
+    pytest.importorskip("rustbpe")
+    for tok in (CharTokenizer("\n :ab罗"), BPETokenizer.learn(iter([play()]), 300)):
+        fast_tokenizer(tok).save("tokenizer.json")
+        assert own_tokenizer(Path()).to_dict() == tok.to_dict()
+    theirs = json.loads(Path("tokenizer.json").read_text())
+    harms = [{"model": {}}, {"added_tokens": [{"content": "a"}]}, {"added_tokens": None}]
+    harms += [
+        {"model": {**theirs["model"], "vocab": {"ab": 0}}},
+        {"model": {"type": "WordLevel", "vocab": {"ab": 0}}},
+    ]
+    for harm in harms:
+        Path("tokenizer.json").write_text(json.dumps({**theirs, **harm}))
+        assert own_tokenizer(Path()) is None
+    Path("tokenizer.json").unlink()
+    assert own_tokenizer(Path()) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
