@@ -5,6 +5,7 @@ import math
 import os
 import pty
 import re
+import shutil
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
@@ -217,6 +218,40 @@ def test_compile_is_for_runs_on_cuda_that_are_long_enough_where_nothing_is_said(
     said = "compiling the model (about" if compiled else "too short to gain" if ms == 30 else ""
     assert said in "".join(getattr(report, "said", [])) and bool(said) == bool(getattr(report, "said", []))
     assert all(p.grad is None for p in run.model.parameters())  # what was tried is no part of the training
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
+def test_compiled_blocks_let_gradients_go_while_the_backward_pass_goes_on(corpus, monkeypatch):
+    """One compiled graph for all blocks would hand over all gradients at its end."""
+    ddp, events = torch.nn.parallel.DistributedDataParallel, []
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", partial(ddp, bucket_cap_mb=0.001))
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        run = run_of(compile=True, dropout=0.0)
+        run.machine = replace(CPU, world=2)  # of which the other sends nothing
+        step = train_drama.ready_to_train(run, Quiet())
+        model = step.args[0]
+
+        def gone(state, bucket):
+            events.append("sent")
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        def embedded(layer, given, out):
+            out.register_hook(lambda gradient: events.append("all blocks are through"))
+
+        model.register_comm_hook(None, gone)
+        run.model.wte.register_forward_hook(embedded)
+        run.machine = CPU
+        for iteration in range(2):  # DistributedDataParallel cuts its buckets after the first
+            events.clear()
+            step(run.corpus.batches(run.settings, iteration, CPU))
+        assert "sent" in events[: events.index("all blocks are through")] and events[-1] == "sent"
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("error, ends", [
