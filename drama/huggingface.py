@@ -12,7 +12,7 @@ from drama.program import optional
 
 import torch
 
-from configurator import UserError
+from configurator import UserError, one_line
 from drama import checkpoint
 from drama.disk import read_json
 from drama.tokenizer import BPETokenizer, CharTokenizer
@@ -22,8 +22,8 @@ OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def their_name(name: str) -> str:
-    """GPT-2's name there of a parameter here."""
-    return "transformer." + re.sub(r"^blocks\.", "h.", name)
+    """GPT-2's name there of a parameter here, without what comes before all of them."""
+    return re.sub(r"^blocks\.", "h.", name)
 
 
 def transposed(name: str) -> bool:
@@ -45,7 +45,7 @@ def to_gpt2(model: GPT) -> dict[str, torch.Tensor]:
         bias = name.removesuffix("weight") + "bias"
         if not model.config.bias and name not in ("wte.weight", "wpe.weight"):
             weights[their_name(bias)] = torch.zeros(value.shape[0])
-    return weights
+    return {f"transformer.{name}": value for name, value in weights.items()}
 
 
 def fetched(name: str) -> Path:
@@ -95,23 +95,23 @@ def read_model(folder: Path) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
     try:
         config = their_config(read_json(folder / "config.json"))
         stored = safetensors.load_file(folder / "model.safetensors")
+        # first, since a config may claim more layers than there is memory for
+        if sum(name.endswith("c_attn.weight") for name in stored) != config.n_ensemble * config.n_layer:
+            raise ValueError("config.json names another number of layers than model.safetensors has")
+        model = checkpoint.empty_model(config)
         if "gpt.wte.weight" in stored:  # of a model with its own code
-            weights = {key.removeprefix("gpt."): value.float() for key, value in stored.items()}
+            weights = {name.removeprefix("gpt."): value.float() for name, value in stored.items()}
         else:
-            stored = {
-                "transformer." + key.removeprefix("transformer."): value for key, value in stored.items()
-            }
-            names = checkpoint.empty_model(config).state_dict()
-            weights = {name: stored[their_name(name)].float() for name in names}
+            stored = {name.removeprefix("transformer."): value for name, value in stored.items()}
+            weights = {name: stored[their_name(name)].float() for name in model.state_dict()}
             weights = {name: w.T.contiguous() if transposed(name) else w for name, w in weights.items()}
-        checkpoint.empty_model(config).load_state_dict(weights, assign=True)
+        model.load_state_dict(weights, assign=True)
     except (
         OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError,
         optional("safetensors").SafetensorError,
-    ):  # fmt: skip
-        files = "config.json, model.safetensors"
-        refusal = f"{folder} holds no GPT-2 in Hugging Face's format ({files}), nor a ckpt.pt"
-        raise UserError(refusal) from None
+    ) as e:  # fmt: skip
+        what = f"{folder} holds no GPT-2 and no export of ours in Hugging Face's format, nor a ckpt.pt"
+        raise UserError(f"{what} ({type(e).__name__}: {one_line(e)[:120]})") from None
     return config, weights
 
 
@@ -153,6 +153,8 @@ def from_gpt2(name: str, block_size: int, dropout: float, tok) -> GPT:
         same_tokens = False
     if config.vocab_size != tok.vocab_size or not same_tokens:
         advice = "for OpenAI's weights prepare the text with --tokenizer=gpt2"
+        if not (folder / "tokenizer.json").is_file():
+            advice = f"{folder / 'tokenizer.json'} is missing"
         raise UserError(f"{name} was trained on other tokens than the text is encoded in; {advice}")
     if block_size > config.block_size:
         raise UserError(f"block_size={block_size} is more than the {config.block_size} of {name}")

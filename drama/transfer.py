@@ -16,6 +16,8 @@ def own_checkpoint(init_from: str) -> Path | None:
     """Where init_from names a model of this project: a ckpt.pt, a folder that holds one, or a folder in
     Hugging Face's format whose tokenizer is of a kind of ours. None for anything else."""
     path = Path(init_from)
+    if path.name in ("config.json", "model.safetensors", "tokenizer.json"):  # its folder is meant
+        path = path.parent
     if path.is_dir() and not (path / "ckpt.pt").is_file():
         return path if own_tokenizer(path) else None
     path = path / "ckpt.pt" if path.is_dir() else path

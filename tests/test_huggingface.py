@@ -179,16 +179,46 @@ def test_a_model_with_its_own_code_learns_and_says_what_it_cannot(exported, fold
         theirs(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(Exception, match="Missing"):
         write("LUCIO: ☃")
-    cache = transformers.DynamicCache()
-    name = "cache" if "cache" in transformers.generation.utils.ALL_CACHE_NAMES else "past_key_values"
-    theirs(idx[:, :9], **{name: cache})
-    with pytest.raises(ValueError, match="give before"):
-        theirs(idx[:, 9:10], **{name: cache})
-    found = theirs(idx[:, 9:10], before=idx[:, 6:9], **{name: cache}).logits
-    torch.testing.assert_close(found, theirs(idx[:, :10]).logits[:, -1:], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="logits alone"):
+        theirs(idx, output_hidden_states=True)
+    found = theirs(idx, labels=idx)  # as theirs do: logits of all positions, whose last has no label
+    torch.testing.assert_close(found.loss, loss, rtol=1e-4, atol=1e-4)
+    assert found.logits.equal(theirs(idx).logits)
     card = (folder / "hf/README.md").read_text()
+    assert "out_dir" not in card
     assert "trust_remote_code=True" in card and "code_revision" in card and "write('LUCIO:'" in card
     assert (folder / "hf/model.py").read_text() == (ROOT / "model.py").read_text()
+
+
+@pytest.mark.parametrize("kind", OWN_CODE)
+def test_a_loop_of_one_s_own_with_a_cache_reads_what_a_whole_reading_reads(exported, kind):
+    _, tok, write = exported(**OWN_CODE[kind])
+    idx, theirs = torch.randint(tok.vocab_size, (2, 30)), write.model
+    name = theirs.forward.__globals__["CACHE"]  # transformers has renamed it
+    for parts in ((30,), (5, 1, 1, 23), (1, 1, 1, 27), (2, 28)):
+        cache, logits = None, []
+        for part in idx.split(parts, dim=1):
+            out = theirs(part, use_cache=True, **{name: cache})
+            cache = out[name]
+            logits.append(out.logits)
+        torch.testing.assert_close(torch.cat(logits, 1), theirs(idx).logits, rtol=1e-4, atol=1e-4)
+    others = transformers.DynamicCache()
+    for layer in range(2):
+        others.update(torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16), layer)
+    with pytest.raises(ValueError, match="give before"):
+        theirs(idx, **{name: others})
+    plain = dict(do_sample=False, max_new_tokens=15)
+    whole = theirs.generate(idx[:1, :20], **plain)
+    for chunk in (1, 2, 7):
+        assert theirs.generate(idx[:1, :20], prefill_chunk_size=chunk, **plain).equal(whole)
+
+
+def test_of_a_prompt_that_is_too_long_the_end_is_read_as_sample_py_does(exported):
+    model, tok, write = exported(arch="modern")
+    idx = torch.randint(tok.vocab_size, (1, 100))
+    found = write.model.generate(idx, do_sample=False, max_new_tokens=20)
+    assert found.equal(generate(model, idx, 20, temperature=0))
+    assert write.model.generate(idx[:, :9], max_length=30).shape == (1, 30)  # the person's length counts
 
 
 @pytest.mark.parametrize("to", ["hf", "onnx", "gguf"])
@@ -301,8 +331,12 @@ def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, f
     written = subprocess.run(command, capture_output=True, text=True)
     expected = generate(model, prompt_ids(tok, "LUCIO:", model), length, temperature=0)
     assert written.stdout == tok.decode(expected[0].tolist()) + "\n", written.stderr
-    command = [sys.executable, "-c", code.replace("LUCIO:", "LUCIO:" * 20)]  # longer than block_size
-    assert len(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == 321
+    long = "LUCIO:\n" * 20  # longer than block_size
+    code = code.replace("'LUCIO:'", repr(long)).replace("range(200)", "range(100)")
+    written = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    expected = tok.decode(generate(model, prompt_ids(tok, long, model), 100, temperature=0)[0].tolist())
+    same = len(long) + (100 if model.wpe else 1)  # sample.py goes on without reading half of it again
+    assert written[:same] == expected[:same] and len(written) == len(expected) + 1
 
 
 def test_a_context_of_one_token_goes_where_it_can(call, folder):

@@ -68,6 +68,29 @@ def test_a_folder_in_hugging_face_s_format_is_the_same_start(two, call, corpus, 
     assert status == 0 and "continuing at iteration" in out
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_a_damaged_folder_in_hugging_face_s_format_is_refused_with_its_reason(two, call, corpus, arch):
+    two(arch=arch)
+    assert call("export.py", "first/ckpt.pt")[0] == 0
+    assert own_checkpoint("hf/model.safetensors") == Path("hf")  # its folder is meant
+    config, weights = (Path("hf", name).read_bytes() for name in ("config.json", "model.safetensors"))
+    for changes, words in (
+        (dict(n_layer=1), "another number of layers"), (dict(n_layer=10**9), "another number of layers"),
+        (dict(model_type="llama"), "another kind"), (dict(n_head=3), "n_head=3"), (dict(n_embd=64), "size"),
+    ):  # fmt: skip
+        Path("hf/config.json").write_text(json.dumps({**json.loads(config), **changes}))
+        status, _, err = call("train_drama.py", "--init_from=hf", *flags(**SHORT))
+        assert status == 2 and words in err and err.count("\n") == 1
+    Path("hf/config.json").write_bytes(config)
+    Path("hf/model.safetensors").write_bytes(weights[:9000])
+    status, _, err = call("train_drama.py", "--init_from=hf", *flags(**SHORT))
+    assert status == 2 and "SafetensorError" in err and err.count("\n") == 1
+    Path("hf/tokenizer.json").unlink()
+    Path("hf/model.safetensors").write_bytes(weights)
+    status, _, err = call("train_drama.py", "--init_from=hf", *flags(**SHORT), "--dataset=other")
+    assert status == 2 and "tokenizer.json is missing" in err and err.count("\n") == 1
+
+
 def test_a_tokenizer_in_hugging_face_s_format_is_read_back_or_is_another_s(corpus):
     pytest.importorskip("rustbpe")
     for tok in (CharTokenizer("\n :ab罗"), BPETokenizer.learn(iter([play()]), 300)):

@@ -281,8 +281,10 @@ def bench_text(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -
 
 def bench_formats(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:
     """See tools/formats.py."""
+    if not (path := Path(settings.out_dir) / "ckpt.pt").is_file():
+        raise UserError(f"{path} is missing; --out_dir names the folder of a trained model")
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        figures = measure_formats(Path(settings.out_dir) / "ckpt.pt", Path(place))
+        figures = measure_formats(path, Path(place), quiet=n > 0)
     return {name: [value] for name, value in figures.items()}
 
 
@@ -395,7 +397,8 @@ def main():
             if speeds:
                 measured |= limits(here)
         finally:  # what was measured until something failed
-            report(measured, machine_name(here))
+            if measured:
+                report(measured, machine_name(here))
 
 
 if __name__ == "__main__":

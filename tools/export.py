@@ -77,11 +77,12 @@ def write_hf(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
 
 OWN_CODE = """from transformers import pipeline
 write = pipeline("text-generation", "{out}", trust_remote_code=True)
-print(write({prompt!r}, max_new_tokens=500, do_sample=True, temperature=0.8)[0]["generated_text"])"""
+print(write({prompt!r}, max_length={length}, do_sample=True, temperature=0.8)[0]["generated_text"])"""
 
 CODE_IS_RUN = """
 `trust_remote_code=True` runs this folder's `modeling_drama.py` and `model.py`: read them first, they are
-short. Of a folder on the hub, give `revision` and `code_revision` the commit that you read.
+short. `AutoModelForCausalLM` and `AutoTokenizer` take it too. Of a folder on the hub, give `revision` and
+`code_revision` the commit that you read.
 """
 
 
@@ -106,16 +107,20 @@ def write_hf_with_code(folder: Path, model: GPT, tok, settings: Settings, prompt
     for file in (ROOT / "model.py", ROOT / "tools" / "modeling_drama.py"):
         shutil.copy(file, folder)
     weights = {f"gpt.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
-    length = dict(max_length=c.block_size) if model.wpe else dict(max_new_tokens=500)  # rotary ones go on
-    write_hf_folder(folder, config, weights, c, tok, **length)
+    write_hf_folder(folder, config, weights, c, tok, max_length=longest(model))
 
 
-def write_hf_folder(folder: Path, config: dict, weights: dict, c: GPTConfig, tok, **length):
-    """The files of a model in Hugging Face's format; length: how much is written where nothing is said."""
+def longest(model: GPT) -> int:
+    """How long a text becomes where nothing is said; rotary positions go on past block_size."""
+    return model.config.block_size if model.wpe else 512
+
+
+def write_hf_folder(folder: Path, config: dict, weights: dict, c: GPTConfig, tok, max_length: int):
+    """The files of a model in Hugging Face's format; max_length: where a text ends if nothing is said."""
     config |= {"bos_token_id": None, "eos_token_id": None, "dtype": "float32"}
     written = {
         "config.json": config,
-        "generation_config.json": {"do_sample": True, "temperature": 0.8, **length},
+        "generation_config.json": {"do_sample": True, "temperature": 0.8, "max_length": max_length},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": c.block_size,
@@ -136,8 +141,8 @@ size = [[n if type(n) is int else 0 for n in i.shape] for i in model.get_inputs(
 names = [i.name for i in model.get_inputs()]
 start = {{name: numpy.zeros(n, "float32") for name, n in zip(names[1:], size[1:])}}
 start["before"] = numpy.full((1, {past}), {vocab_size})  # no tokens
-ids = new = tok.encode({prompt!r}).ids
-state = start
+ids = tok.encode({prompt!r}).ids
+state, new = start, ids[-{block_size}:]
 for _ in range(200):  # the likeliest token each time
     if len(new) + state["key_0"].shape[2] > {block_size}:  # all that it can look back on: read half again
         new, state = ids[-{half}:], start
@@ -204,11 +209,14 @@ FORMATS = {
 }
 
 
-def card(state: dict, model: GPT, tok, library: str, code: str, note: str) -> str:
+PRIVATE = {"out_dir", "init_from", "device", "tensorboard", "wandb"}  # settings that are about a computer
+
+
+def card(state: dict, model: GPT, tok, library: str, code: str, note: str, prompt: str) -> str:
     """A model card: the data, the settings, the losses, how to use it, and a sample."""
-    sample = generate(model, prompt_ids(tok, first_text(tok), model), 400, temperature=0.8)
-    settings, origin = state["settings"], state["settings"].get("init_from", "auto")
-    origin = " from scratch" if origin in OWN_WEIGHTS else f", starting from {origin}"
+    sample = generate(model, prompt_ids(tok, prompt, model), 400, temperature=0.8)
+    settings, origin = state["settings"], str(state["settings"].get("init_from", "auto"))
+    origin = " from scratch" if origin in OWN_WEIGHTS else f", starting from {Path(origin).name}"
     return f"""---
 library_name: {library}
 pipeline_tag: text-generation
@@ -221,7 +229,7 @@ Trained on {settings.get("dataset", "a text")}{origin}:
 - {", ".join(f"{name} {value}" for name, value in state["config"].items())}
 - validation loss {state["val_loss"]:.4f} nats per token at iteration {state["iteration"]:,} (training loss \
 {state["train_loss"]:.4f})
-- settings: {", ".join(f"{name} {settings[name]}" for name in settings)}
+- settings: {", ".join(f"{name} {settings[name]}" for name in settings if name not in PRIVATE)}
 
 ```python
 {code}
@@ -250,14 +258,16 @@ def export(path: Path, settings: Settings):
     speaker = next(iter(state.get("speakers", [])), "")
     prompt = f"{speaker}{colon(speaker, tok)}" if speaker else first_text(tok)
     c = model.config
-    sizes = dict(block_size=c.block_size, half=max(1, c.block_size // 2), vocab_size=c.vocab_size, past=PAST)
+    sizes = dict(block_size=c.block_size, vocab_size=c.vocab_size, past=PAST)
+    sizes |= dict(half=max(1, c.block_size // 2), length=longest(model))
     code = code.format(out=out.name, prompt=prompt, **sizes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
         folder = Path(temporary) / "whole"
         folder.mkdir()
         write(folder, model.eval(), tok, settings, prompt)
-        (folder / "README.md").write_text(card(state, model, tok, library, code, note), encoding="utf-8")
+        about = card(state, model, tok, library, code, note, prompt)
+        (folder / "README.md").write_text(about, encoding="utf-8")
         checked = check_loaded(folder, settings.to, model, tok, prompt)
         folder.rename(out)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
@@ -266,7 +276,8 @@ def export(path: Path, settings: Settings):
 
 
 def main():
-    files, others = split_files(sys.argv[1:], ".pt")
+    words = [str(Path(word, "ckpt.pt")) if Path(word).is_dir() else word for word in sys.argv[1:]]
+    files, others = split_files(words, ".pt")
     if len(files) > 1:
         raise UserError(f"one checkpoint at a time, not {' '.join(files)}")
     export(Path(files[0] if files else "model/ckpt.pt"), configure(Settings, others))

@@ -38,7 +38,9 @@ def by_this_project(folder: Path, path: Path, n: int, dtype: torch.dtype) -> flo
 
 
 def by_transformers(folder: Path, path: Path, n: int) -> float:
-    model = optional("transformers").AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    transformers = optional("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     idx = torch.zeros(1, 1, dtype=torch.long)
     how = dict(do_sample=True, temperature=1.0, top_k=0, attention_mask=torch.ones_like(idx))
     model.generate(idx, max_new_tokens=20, **how)
@@ -89,24 +91,27 @@ FORMATS = {  # name: how it is exported, by what it is timed
 }
 
 
-def measure_formats(path: Path, place: Path) -> dict:
-    """{"NAME_ms": per character, "NAME_mb": on disk} of the model at path; place is an empty folder."""
+def measure_formats(path: Path, place: Path, quiet: bool) -> dict:
+    """{"NAME_ms": per character, "NAME_mb": on disk} of the model at path; place is an empty folder.
+
+    Says what a format does not take, unless quiet.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
     length, figures = checkpoint.load(path)["config"]["block_size"] - 1, {}
     for name, (how, seconds) in FORMATS.items():
         if name == "bfloat16" and find_dtype("auto", torch.device("cpu")) != torch.bfloat16:
             continue  # a processor without its products takes a hundred times as long
-        folder, files = place / name, [path]
+        folder = place / name
         try:
             if how is not None:
                 with contextlib.redirect_stdout(io.StringIO()):
                     export(path, Settings(**{"to": name, **how, "out": str(folder)}))
-                files = folder.iterdir()
-            figures[f"{name}_mb"] = sum(file.stat().st_size for file in files) / 1e6
+                figures[f"{name}_mb"] = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
             if seconds:
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     took = pool.submit(seconds, folder, path, length).result()
                 figures[f"{name}_ms"] = 1000 * took / length
         except UserError as e:
-            print(f"{name}: {e}")
+            if not quiet:
+                print(f"{name}: {e}")
     return figures

@@ -8,10 +8,13 @@ Prompts of one batch must be equally long: nothing here knows of padding.
 from dataclasses import fields
 
 import torch
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+import torch.nn.functional as F
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .model import GPT, PAST, GPTConfig
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class DramaConfig(PretrainedConfig):
@@ -42,44 +45,52 @@ class DramaForCausalLM(PreTrainedModel, GenerationMixin):
         self.gpt = GPT(GPTConfig(**{field.name: getattr(config, field.name) for field in fields(GPTConfig)}))
         self.post_init()
 
+    def get_input_embeddings(self):
+        return self.gpt.wte
+
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
-        """Adds before (B, PAST at most): the tokens before the new ones, which the embedding looks at."""
+        """Adds before: the tokens before the new ones. Of a prompt over block_size only the end is read."""
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        new = inputs["input_ids"].size(1)
-        inputs["before"] = input_ids[:, :-new][:, -PAST:]
+        inputs["input_ids"] = inputs["input_ids"][:, -self.gpt.config.block_size :]
+        inputs["before"] = input_ids[:, : -inputs["input_ids"].size(1)][:, -PAST:]
         return inputs
 
-    def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        labels=None,
-        before=None,
-        cache=None,
-        past_key_values=None,
-        **unused,
-    ):
-        """input_ids (B, T) -> logits (B, T, V); with labels (B, T), the loss of each token's next one too.
+    def forward(self, input_ids, attention_mask=None, labels=None, use_cache=None, before=None, cache=None,
+                past_key_values=None, **unused):  # fmt: skip
+        """input_ids (B, T) -> logits (B, T, V); with labels (B, T) the loss too: of each token's next one.
 
-        cache, or past_key_values in earlier versions of transformers, is one of its caches, which grows in
-        place; before is then what prepare_inputs_for_generation gives. Raises ValueError past block_size
-        where positions are learned.
+        While training the loss alone. cache (past_key_values in earlier versions) is one of transformers'
+        and grows in place; use_cache makes one. before (B, up to PAST): the tokens before input_ids; left
+        out, they are those that the cache remembers. Raises ValueError for what it cannot read.
         """
         cache = past_key_values if cache is None else cache
+        if unused.get("output_attentions") or unused.get("output_hidden_states"):
+            raise ValueError("this model gives logits alone, no attentions and no hidden states")
         if attention_mask is not None and not attention_mask.all():
-            raise ValueError("the prompts of one batch must be equally long: this model knows no padding")
-        if labels is not None:
-            logits, loss = self.gpt(input_ids[:, :-1], labels[:, 1:])
-            return CausalLMOutputWithPast(loss=loss, logits=logits)
+            raise ValueError(
+                "this model knows no padding and no static cache: prompts of one batch must be equally long"
+            )
         if self.training:
-            raise ValueError("training needs labels; call eval() to read or write")
-        past = None
-        if cache is not None:
-            nothing = input_ids.new_full((len(input_ids), PAST), self.gpt.config.vocab_size)
-            if before is None and cache.get_seq_length():
-                raise ValueError(
-                    f"give before, the {PAST} tokens before input_ids, beside a cache that has any"
-                )
-            known = nothing if before is None else torch.cat([nothing, before], dim=1)[:, -PAST:]
-            past = Past(cache, known.clone(), self.gpt.config.block_size)
-        return CausalLMOutputWithPast(logits=self.gpt(input_ids, input_ids, past)[0])
+            if labels is None:
+                raise ValueError("training needs labels; call eval() to read or write")
+            return CausalLMOutputWithPast(loss=self.gpt(input_ids[:, :-1], labels[:, 1:])[1])
+        cache = DynamicCache() if cache is None and use_cache else cache
+        past = None if cache is None else self.past(cache, before, input_ids)
+        logits = self.gpt(input_ids, input_ids, past)[0]
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        if past is not None:
+            cache.before = past.before
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
+
+    def past(self, cache, before, input_ids) -> Past:
+        """What GPT.forward takes for a cache."""
+        known = input_ids.new_full((len(input_ids), PAST), self.gpt.config.vocab_size)  # none
+        if length := cache.get_seq_length():
+            if before is None or before.size(1) < min(PAST, length):
+                before = getattr(cache, "before", None)
+            if before is None:
+                raise ValueError(f"of another model's cache give before, {PAST} tokens before input_ids")
+            known = torch.cat([known, before], dim=1)[:, -PAST:].clone()
+        return Past(cache, known, self.gpt.config.block_size)
