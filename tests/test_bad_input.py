@@ -197,9 +197,13 @@ LOSS = {
 }
 PARTS = {
     ("sample.py", "--cast=LUCIO", "--max_new_tokens=5"): COMMON,
-    ("export.py", "model/ckpt.pt", "--out=exported"): {**COMMON, **LOSS, "settings": None, "iteration": None},
+    ("export.py", "model/ckpt.pt", "--out=exported"): {
+        **COMMON, **LOSS,
+        "iteration": lambda value: type(value) is int,
+        "settings": lambda value: isinstance(value, dict),  # they are only shown
+    },
     TRAIN: {**COMMON, "next_iteration": None, "optimizers": None, "best_val_loss": LOSS["val_loss"]},
-}
+}  # fmt: skip
 
 
 @many(
