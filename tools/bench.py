@@ -46,7 +46,7 @@ from drama.machine import Dtype, Machine, find_device, find_dtype, training_mach
 from model import GPT
 from sample import Settings as SampleSettings
 from tools import gpu
-from tools.formats import FORMATS, measure_formats
+from tools.formats import FORMATS, by_llamacpp, measure_formats
 from train_drama import Settings as TrainSettings
 from train_drama import find_corpus
 
@@ -193,18 +193,10 @@ def decode(settings: Settings, folder: Path, **jobs) -> dict:
 
 
 def llamacpp_seconds(path: Path) -> float:
-    """Seconds of llama.cpp for CHARACTERS of one text on one thread, in float32, from its own speed."""
-    import xllamacpp
-
+    """Seconds of llama.cpp for CHARACTERS of one text on one thread, in float32, from its speed for 200."""
     model, tok = checkpoint.build_model(checkpoint.load(path), path)
-    written = path.with_suffix(".gguf")
-    write_gguf(written, model, tok)
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = str(written), model.config.block_size, 1
-    params.cpuparams.n_threads, params.verbosity = 1, -1
-    server, job = xllamacpp.Server(params), dict(prompt="A", n_predict=200, temperature=0.8, ignore_eos=True)
-    speeds = [server.handle_completions(job)["timings"]["predicted_per_second"] for _ in range(3)]
-    return CHARACTERS / statistics.median(speeds)
+    write_gguf(path.with_name("model.gguf"), model, tok)
+    return CHARACTERS / 200 * by_llamacpp(path.parent, path, 200)
 
 
 def bench_sample(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:

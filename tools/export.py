@@ -60,7 +60,7 @@ print(write({prompt!r}, max_length={block_size}, do_sample=True, temperature=0.8
 
 
 def write_hf(folder: Path, model: GPT, tok, settings: Settings, prompt: str):
-    """What transformers loads as one of its own models. Raises UserError for a model it has no class for."""
+    """What transformers loads as one of its own models, GPT-2."""
     c = model.config
     config = {
         "model_type": "gpt2",

@@ -9,6 +9,7 @@ which says its own speed.
 import contextlib
 import io
 import os
+import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,6 +25,7 @@ from drama import checkpoint
 from drama.generation import generate, pack
 from drama.machine import find_dtype
 from tools.export import Settings, export
+from tools.loading import nothing_read
 
 
 def by_this_project(folder: Path, path: Path, n: int, dtype: torch.dtype) -> float:
@@ -54,18 +56,15 @@ def by_onnxruntime(folder: Path, path: Path, n: int) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     model = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
-    sizes = {i.name: [n if type(n) is int else 0 for n in i.shape] for i in model.get_inputs()}
-    start = {name: numpy.zeros(size, "float32") for name, size in sizes.items() if name != "tokens"}
-    start["before"], draw = numpy.zeros((1, 3), "int64"), numpy.random.default_rng()
+    start = nothing_read(model, checkpoint.load(path)["config"]["vocab_size"])
+    draw = numpy.random.default_rng()
     for length in (20, n):
         state, new, begun = start, 0, time.perf_counter()
         for _ in range(length):
             logits, *kept = model.run(None, {"tokens": numpy.array([[new]]), **state})
             weights = numpy.exp(logits[0] - logits.max())
-            new, state = (
-                draw.choice(len(weights), p=weights / weights.sum()),
-                dict(zip(start, kept, strict=True)),
-            )
+            new = draw.choice(len(weights), p=weights / weights.sum())
+            state = dict(zip(start, kept, strict=True))
     return time.perf_counter() - begun
 
 
@@ -76,8 +75,8 @@ def by_llamacpp(folder: Path, path: Path, n: int) -> float:
     params.cpuparams.n_threads, params.verbosity = 1, -1
     server = xllamacpp.Server(params)
     job = dict(prompt="a", n_predict=n - 1, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, ignore_eos=True)
-    server.handle_completions({**job, "n_predict": 20})
-    return n / server.handle_completions(job)["timings"]["predicted_per_second"]
+    speeds = [server.handle_completions(job)["timings"]["predicted_per_second"] for _ in range(3)]
+    return n / statistics.median(speeds)
 
 
 FORMATS = {  # name: how it is exported, by what it is timed

@@ -24,13 +24,19 @@ def by_transformers(folder: Path, prompt: str) -> dict:
     return dict(enumerate(logits[0, -1].softmax(-1).tolist()))
 
 
+def nothing_read(model, vocab_size: int) -> dict:
+    """What an ONNX model is given besides its first tokens: no keys, no values, no tokens before."""
+    numpy = optional("numpy")
+    sizes = {i.name: [n if type(n) is int else 0 for n in i.shape] for i in model.get_inputs()}
+    state = {name: numpy.zeros(size, "float32") for name, size in sizes.items() if name != "tokens"}
+    return state | {"before": numpy.full(sizes["before"], vocab_size)}
+
+
 def by_onnxruntime(folder: Path, prompt: str) -> dict:
     """The same, after the prompt but one token, and that token with the cache."""
     numpy, tok = optional("numpy"), optional("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = optional("onnxruntime").InferenceSession(str(folder / "model.onnx"))
-    sizes = {i.name: [n if type(n) is int else 0 for n in i.shape] for i in model.get_inputs()}
-    state = {name: numpy.zeros(size, "float32") for name, size in sizes.items() if name != "tokens"}
-    state["before"] = numpy.full(sizes["before"], tok.get_vocab_size())
+    state = nothing_read(model, tok.get_vocab_size())
     ids = tok.encode(prompt).ids
     for new in filter(None, (ids[:-1], ids[-1:])):
         logits, *kept = model.run(None, {"tokens": numpy.array([new]), **state})
