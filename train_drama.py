@@ -13,9 +13,10 @@ import functools
 import math
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from drama.program import Stop, is_out_of_memory, run_program
 
@@ -24,14 +25,17 @@ import torch.distributed as dist
 
 import prepare
 from configurator import FilePath, UserError, check, configure, one_line
-from drama.dataset import Corpus, load_data
+from drama.cuda_graph import CudaGraph
+from drama.device import Dtype, seed_at
 from drama.disk import lock
-from drama.graph import Replayed
-from drama.logs import require_packages
-from drama.machine import Dtype, Machine, seed_at, training_machine
-from drama.optimizer import learning_rate_at, set_learning_rate
-from drama.report import Report
-from drama.run import SHAPE, Run, require_source
+from drama.training.clock import Clock
+from drama.training.dataset import Corpus, load_data
+from drama.training.logs import require_packages
+from drama.training.machine import Machine, training_machine
+from drama.training.optimizer import learning_rate_at, set_learning_rate
+from drama.training.pretrained import require_source
+from drama.training.report import Report, Silent
+from drama.training.run import Run
 from model import GPTConfig
 
 # ---------------------------------------------------------------------------- settings
@@ -48,23 +52,23 @@ class Settings:
     out_dir: FilePath = "model"  # the folder for ckpt.pt, last.pt and log.csv; one run each
     dataset: str = "drama"  # the folder under data/ to train on; prepare.py writes it
     init_from: FilePath = "auto"  # auto: continue an unfinished run; resume: insist on one; scratch: start
-    #                               over with random weights; gpt2, gpt2-medium, a folder in Hugging Face's
-    #                               format, or an out_dir of another run: start from its weights
+    #                               over with random weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl, a
+    #                               folder in Hugging Face's format, or another run's: start from its weights
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: Arch = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
     n_layer: int = 6  # blocks; more are slower and need more text
     n_ensemble: int = 1  # stacks of blocks side by side, predictions averaged; 3 overfits later than 1
-    n_head: int = 6  # attention heads in each block; 64 channels a head is usual
+    n_head: int = 6  # attention heads in each block; 64 channels per head are usual
     n_embd: int = 384  # channels; a multiple of n_head
-    block_size: int = 256  # tokens of context; longer remembers more and costs more memory
+    block_size: int = 256  # tokens of context; longer sees more of the text before, and costs memory
     dropout: float = 0.2  # raise it when train loss falls and val loss rises; 0 for a large corpus
     bias: bool = False  # biases in the linear and norm layers, as GPT-2 has them; none is a bit better
     # Training
-    batch_size: int = 64  # sequences a step; lower it when memory runs out
+    batch_size: int = 64  # sequences per step; lower it when memory runs out
     gradient_accumulation_steps: int = 1  # batches before each update; raise it when batch_size is lowered
     max_iters: int = 5000  # the last iteration; raise it to train a finished run further
-    minutes: float = 0.0  # train about so long: sets max_iters and lr_decay_iters by the speed here; 0: no
+    minutes: float = 0.0  # how long the run should take on this computer: sets max_iters; 0: off
     learning_rate: float = 1e-3  # the highest, after the warm-up; smaller for a larger model
     min_lr: float = 1e-4  # the lowest, at lr_decay_iters; a tenth of learning_rate is usual
     warmup_iters: int = 100  # iterations of rising learning rate; more when the loss jumps at the start
@@ -88,6 +92,13 @@ class Settings:
     compile: bool | None = None  # None: torch.compile on CUDA; true or false to insist
     cuda_graph: bool = False  # each iteration as one CUDA graph, for small models on one GPU; see docs/gpu.md
 
+    SHAPE: ClassVar = ("arch", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")  # of trained weights
+    CHOSEN: ClassVar = ("max_iters", "lr_decay_iters", "warmup_iters", "block_size")  # by the run, perhaps
+    FREE_TO_CHANGE: ClassVar = (  # when a run is continued: neither what it reads nor what it learns
+        "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "log_interval",
+        "sample_interval", "tensorboard", "wandb", "device", "dtype", "compile", "cuda_graph",
+    )  # fmt: skip
+
     def __post_init__(self):
         at_least_0 = ("max_iters", "warmup_iters", "lr_decay_iters", "eval_iters", "sample_interval", "seed")
         at_least_0 += ("learning_rate", "min_lr", "weight_decay", "grad_clip", "save_minutes", "minutes")
@@ -107,28 +118,20 @@ class Settings:
             raise UserError(str(e)) from None
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        shape = {name: getattr(self, name) for name in (*SHAPE, "block_size", "dropout")}
+        shape = {name: getattr(self, name) for name in (*self.SHAPE, "block_size", "dropout")}
         return GPTConfig(vocab_size=vocab_size, **shape)
 
 
-# ---------------------------------------------------------------------------- one update
+# ---------------------------------------------------------------------------- one step
 
 
-def update(step, run: Run, learning_rate: float) -> torch.Tensor:
-    """One step of every optimizer at the run's iteration; step is what ready_to_train returns.
+def train_step(model, run: Run, batches) -> dict[str, torch.Tensor]:
+    """One step of every optimizer with the batches of x, y; model is run.model, or wraps it.
 
-    Returns the loss of this process's part of the batch, a scalar on the device.
+    Returns loss (of this process's batches) and grad_norm, scalars on the device. Raises FloatingPointError
+    where they are not finite, before weights change; a CUDA graph, in which nothing can be read, goes on.
     """
-    settings, machine = run.settings, run.machine
-    set_learning_rate(run.optimizers, learning_rate)
-    # what is dropped follows from (seed, iteration, rank) alone
-    torch.manual_seed(seed_at(settings.seed, "dropout", run.iteration, machine.rank))
-    return step(run.corpus.batches(settings, run.iteration, machine))
-
-
-def forward_backward_step(model, run: Run, batches) -> torch.Tensor:
-    """The step of `update` with these batches of x, y; model is run.model, or wraps it."""
-    settings, machine = run.settings, run.machine
+    settings, machine, scaler = run.settings, run.machine, run.scaler
     loss = torch.zeros((), device=machine.device)
     rows = left = settings.gradient_accumulation_steps * settings.batch_size // machine.world
     for x, y in batches:
@@ -136,24 +139,20 @@ def forward_backward_step(model, run: Run, batches) -> torch.Tensor:
         # processes exchange gradients once, in the last backward pass
         with contextlib.nullcontext() if left == 0 or machine.world == 1 else model.no_sync():
             with machine.autocast():
-                part_loss = model(x, y)[1] * (len(x) / rows)
-            run.scaler.scale(part_loss).backward()
-        loss += part_loss.detach()
+                micro_loss = model(x, y)[1] * (len(x) / rows)
+            scaler.scale(micro_loss).backward()
+        loss += micro_loss.detach()
     for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip or math.inf)
-    if not run.scaler.is_enabled() or norm.isfinite():  # when float16 overflows, no optimizer takes a step
+    if not (scaler.is_enabled() or settings.cuda_graph or (loss + norm).isfinite()):
+        run.require_finite(run.iteration, loss=loss, grad_norm=norm)
+    if not scaler.is_enabled() or norm.isfinite():  # when float16 overflows, no optimizer takes a step
         for optimizer in run.optimizers:
-            run.scaler.step(optimizer)
-    run.scaler.update()
+            scaler.step(optimizer)
+    scaler.update()
     run.model.zero_grad(set_to_none=True)
-    return loss
-
-
-def as_one_graph(step, run: Run):
-    """step(batches), replayed as one CUDA graph: for small models, which wait for its many launches."""
-    replayed = Replayed(step, run.machine.device, warm_up=3)
-    return lambda batches: replayed(torch.stack([torch.stack(xy) for xy in batches]))
+    return dict(loss=loss, grad_norm=norm)
 
 
 def worth_compiling(run: Run, report: Report) -> bool:
@@ -163,15 +162,16 @@ def worth_compiling(run: Run, report: Report) -> bool:
     """
     if run.settings.compile is not None or run.machine.device.type != "cuda":
         return bool(run.settings.compile)
-    minutes = (run.settings.max_iters - run.iteration) * report.arithmetic_ms() / 60_000
+    seconds = run.flops / (0.4 * run.machine.peak_flops()[0])  # of an iteration, as GPUs usually reach
+    minutes = (run.settings.max_iters - run.iteration) * seconds / 60
     if minutes < 3:
         report.say("not compiling the model: the run is too short to gain from it (--compile=true insists)")
     return minutes >= 3
 
 
 def ready_to_train(run: Run, report: Report):
-    """The function of batches that makes one step: run.model is shared among processes, its blocks are
-    compiled where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
+    """train_step as a function of batches: run.model is shared among processes, its blocks are compiled
+    where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
     model = run.model.train()
     if run.machine.world > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
@@ -192,56 +192,57 @@ def ready_to_train(run: Run, report: Report):
             for block in run.model.blocks:
                 block._compiled_call_impl = None
         run.model.zero_grad(set_to_none=True)
-    step = functools.partial(forward_backward_step, model, run)
-    return as_one_graph(step, run) if run.settings.cuda_graph else step
+    step = functools.partial(train_step, model, run)
+    if not run.settings.cuda_graph:
+        return step
+    graph = CudaGraph(step, run.machine.device, warm_up=3)  # small models wait for their many launches
+    return lambda batches: graph(torch.stack([torch.stack(xy) for xy in batches]))
 
 
 # ---------------------------------------------------------------------------- the loop
 
 
-def train_loop(step, run: Run, report: Report, stop: Stop):
-    """Iterate to max_iters, or until stop is true in any process; step is what ready_to_train returns.
-
-    Collective: every rank must call it.
-    """
-    machine, start = run.machine, run.iteration
-    report.start_clock()
-    saved_at = report.clock()
+def train_loop(run: Run, report: Report, stop: Stop):
+    """Iterate to max_iters, or until stop is true in any process. Collective: every rank must call it."""
+    machine, clock, start = run.machine, run.clock, run.iteration
+    with clock.paused("compiling", machine):
+        step = ready_to_train(run, report)
     while not run.finished:
         settings = run.settings  # --minutes changes them once
         # ---- evaluation
         if run.iteration % settings.eval_interval == 0 or run.iteration == settings.max_iters:
-            with report.paused("evaluation"):
+            with clock.paused("evaluation", machine):
                 losses = run.corpus.evaluate(run.model, settings, machine, stop)
                 if losses is None:  # stopped before it was done
                     break
-                report.evaluation(*losses)
-                run.keep_best(*losses)
+                report.evaluation(losses)
+                run.keep_best(losses)
                 if run.iteration > start:  # before, there is nothing to lose
                     run.save_last()
-                saved_at = report.clock()
-                report.picture_when_due()
         if settings.sample_interval and run.iteration and run.iteration % settings.sample_interval == 0:
-            with report.paused("sample"):
+            with clock.paused("sample", machine):
                 report.sample()
 
         # ---- training
         learning_rate = learning_rate_at(settings, run.iteration)
-        loss = update(step, run, learning_rate)
+        set_learning_rate(run.optimizers, learning_rate)
+        # what is dropped follows from (seed, iteration, rank) alone
+        torch.manual_seed(seed_at(settings.seed, "dropout", run.iteration, machine.rank))
+        metrics = step(run.corpus.batches(settings, run.iteration, machine))
         line_due = run.iteration % settings.log_interval == 0 or run.iteration == settings.max_iters
         run.iteration += 1
-        if line_due:  # the only place that waits for a GPU, except when float16 overflows
-            mean_loss = machine.sum(loss).item() / machine.world
-            report.line(mean_loss, learning_rate)
-            run.require_finite(math.isfinite(mean_loss), f"the loss is {mean_loss}", run.iteration - 1)
+        if line_due:
+            metrics["loss"] = machine.all_reduce(metrics["loss"]) / machine.world
+            metrics = {name: value.item() for name, value in metrics.items()}
+            report.iteration(metrics | dict(lr=learning_rate))
+            run.require_finite(run.iteration - 1, loss=metrics["loss"])
         report.progress()
-        if not run.length_known:
-            run.choose_length(machine.from_first(report.iterations_in(settings.minutes)))
-        if report.clock() - saved_at > settings.save_minutes * 60:
-            with report.paused("saving"):
+        if run.choose_length():
+            report.length_chosen()
+        if run.save_due:
+            with clock.paused("saving", machine):
                 run.save_last()
-            saved_at = report.clock()
-        if (line_due or machine.any_is_cheap) and machine.any(stop):
+        if (line_due or machine.any_rank_is_cheap) and machine.any_rank(stop):
             break
     run.save_last()
 
@@ -254,37 +255,40 @@ def train(
     machine: Machine | None = None,
     corpus: Corpus | None = None,
     report: Report | None = None,
+    now=time.perf_counter,
 ) -> dict:
-    """Train to the end or to a signal. machine, corpus and report are made where none are given.
+    """Train to the end or to a signal. machine and corpus are made where none are given; report observes.
 
     Returns iteration (the next one), val_loss (of the last evaluation, or the best when none was left to
     do), best_val_loss, and signal (the one that stopped it, or 0). Raises UserError for a wrong request,
     OSError for a disk that fails, MemoryError for a model or batch that is too large, FloatingPointError for
     a loss that is no longer finite; last.pt then holds the last good state.
     """
+    clock, report = Clock(now), report or Silent()
     require_packages(settings)
     machine = machine or training_machine(settings.device, settings.dtype)
-    if settings.batch_size % machine.world:
-        nearest = math.ceil(settings.batch_size / machine.world) * machine.world
-        sizes = f"batch_size={settings.batch_size} cannot be split among {machine.world} processes"
-        raise UserError(f"{sizes}; try --batch_size={nearest}")
-    if settings.cuda_graph and not (machine.device.type == "cuda" and machine.world == 1):
-        raise UserError("cuda_graph=True needs one GPU with CUDA; go without it here")
-    if settings.cuda_graph and machine.dtype == torch.float16:
-        raise UserError("cuda_graph=True cannot follow float16's overflows; try --dtype=bfloat16 or float32")
-    corpus, report = corpus or find_corpus(settings, machine), report or Report()
+    check_request(settings, machine)
+    corpus = corpus or find_corpus(settings, machine)
     out = Path(settings.out_dir)
-    if not (out / "last.pt").exists():  # else it may be continued where what it began with is gone
-        require_source(settings.init_from)
-    if settings.init_from == "resume" and machine.rank == 0 and not (out / "last.pt").exists():
-        raise UserError(f"there is nothing to resume: {out / 'last.pt'} is missing; start without it")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with lock(out) if machine.rank == 0 else contextlib.nullcontext():
-            run = Run(settings, machine, corpus)
+            run = Run(settings, machine, corpus, clock)
+            signum, start = 0, run.iteration
             if run.finished:
                 report.already_finished(run)
-            signum = 0 if run.finished else train_run(run, report)
+            else:
+                report.begin(run, run.set_aside())
+                with contextlib.closing(report), Stop() as stop:
+                    try:
+                        train_loop(run, report, stop)
+                    except OSError:  # a disk that fails, or nobody left to read what is said, loses nothing
+                        if run.iteration > start:
+                            with contextlib.suppress(OSError):
+                                run.save_last()
+                        raise
+                report.end()
+                signum = 0 if run.finished else stop.signum or signal.SIGTERM
     except RuntimeError as e:
         if not is_out_of_memory(e):
             raise
@@ -296,22 +300,22 @@ def train(
     return dict(iteration=run.iteration, signal=signum, **losses)
 
 
-def train_run(run: Run, report: Report) -> int:
-    """Train from where the run stands. Returns the signal that stopped it, or 0."""
-    start = run.iteration
-    with contextlib.closing(report):
-        report.begin(run)
-        step = ready_to_train(run, report)
-        with Stop() as stop:
-            try:
-                train_loop(step, run, report, stop)
-            except OSError:  # a disk that fails, or nobody left to read what is said, loses nothing
-                if run.iteration > start:
-                    with contextlib.suppress(OSError):
-                        run.save_last()
-                raise
-    report.end()
-    return 0 if run.finished else stop.signum or signal.SIGTERM
+def check_request(settings: Settings, machine: Machine):
+    """Raise UserError for what cannot be done here, before anything is read or written."""
+    if settings.batch_size % machine.world:
+        nearest = math.ceil(settings.batch_size / machine.world) * machine.world
+        sizes = f"batch_size={settings.batch_size} cannot be split among {machine.world} processes"
+        raise UserError(f"{sizes}; try --batch_size={nearest}")
+    if settings.cuda_graph and not (machine.device.type == "cuda" and machine.world == 1):
+        raise UserError("cuda_graph=True needs one GPU with CUDA; go without it here")
+    if settings.cuda_graph and machine.dtype == torch.float16:
+        raise UserError("cuda_graph=True cannot follow float16's overflows; try --dtype=bfloat16 or float32")
+    last = Path(settings.out_dir) / "last.pt"
+    if machine.rank or last.exists():  # the first process alone needs files, and a run that goes on none
+        return
+    require_source(settings.init_from)
+    if settings.init_from == "resume":
+        raise UserError(f"there is nothing to resume: {last} is missing; start without it")
 
 
 def find_corpus(settings: Settings, machine: Machine) -> Corpus:
@@ -328,7 +332,7 @@ def find_corpus(settings: Settings, machine: Machine) -> Corpus:
 
 
 def main() -> int:
-    result = train(configure(Settings, sys.argv[1:]))
+    result = train(configure(Settings, sys.argv[1:]), report=Report())
     if dist.is_initialized():  # only when all is well: with another process gone this would wait for it
         dist.barrier()  # one that exits with a signal's status ends them all, and the first has a line to say
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-# The least validation loss: three models of the size of config/fast.py side by side, trained for longer.
+# The lowest validation loss: three models of config/fast.py's size side by side, trained for longer.
 arch = "modern"
 optimizer = "muon"
 n_ensemble = 3

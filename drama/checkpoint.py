@@ -3,20 +3,12 @@
     ckpt.pt   the best model so far with its tokenizer and settings: all that sampling needs
     last.pt   the whole training state: all that resuming needs
 
-Both are dictionaries of plain values and tensors in PyTorch's zip format, loaded with
-`weights_only=True`, so that loading executes nothing; a SHA-256 over every value finds damage.
+Both are dictionaries of plain values and tensors in PyTorch's zip format, which safe_load.py reads without
+executing anything; a SHA-256 over every value finds damage.
 """
 
 import dataclasses
-import errno
 import hashlib
-import os
-import pickle
-import pickletools
-import re
-import struct
-import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -24,6 +16,7 @@ import torch
 from configurator import UserError, one_line
 from drama import tokenizer
 from drama.disk import write_atomically
+from drama.safe_load import load_plain
 from model import GPT, GPTConfig
 
 FORMAT = 2
@@ -71,46 +64,21 @@ def save(path: Path, state: dict):
     write_atomically(path, write)
 
 
-# What the readers of zip files and pickles raise where one is damaged, on purpose or not.
-DAMAGED = (
-    zipfile.BadZipFile, pickle.UnpicklingError, struct.error, EOFError, ValueError, TypeError, LookupError,
-    AttributeError, RuntimeError, OverflowError, AssertionError,
-)  # fmt: skip
-
-
 def load(path: Path) -> dict:
     """The dictionary that `save` wrote, tensors on the CPU. Raises UserError for anything else."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing; a training writes it")
-    size = path.stat().st_size
     refusal = UserError(f"{path} is damaged or is no checkpoint of this project; train again or restore it")
     try:
-        pickled = read_pickle(path, size)
-        operations = [] if pickled is None else [(op.name, arg) for op, arg, _ in pickletools.genops(pickled)]
-    except DAMAGED:
+        state = load_plain(path)
+    except ValueError:
         raise refusal from None
-    except OSError as e:
-        if e.errno == errno.EINVAL:  # the zip refers to an offset before its beginning
-            raise refusal from None
-        raise
-    if not is_plain(operations):
-        raise refusal
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED:
-        raise refusal from None
-    try:
-        fitting = fits(state, size)
-    except (RuntimeError, TypeError):  # kinds of tensors that are not plain
-        fitting = False
-    if not fitting:
-        raise refusal
     if not isinstance(state, dict) or "sha256" not in state:
         raise UserError(f"{path} is not a checkpoint of this project (nanoGPT's cannot be read)")
-    found = state.get("format")
-    if type(found) is not int or found != FORMAT:
-        versions = f"format {one_line(found)[:20]}, here {FORMAT}"
+    version = state.get("format")
+    if type(version) is not int or version != FORMAT:
+        versions = f"format {one_line(version)[:20]}, here {FORMAT}"
         raise UserError(f"{path} is of another version of this project ({versions}); train again")
     claimed = state.pop("sha256")
     try:
@@ -121,49 +89,9 @@ def load(path: Path) -> dict:
     raise refusal
 
 
-def read_pickle(path: Path, size: int) -> bytes | None:
-    """The pickle in a file of torch.save's zip format; None where what unpacks is more than size bytes."""
-    with zipfile.ZipFile(path) as z:
-        members = z.infolist()
-        # PyTorch stores without compression: what unpacks to more than the file is a bomb
-        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not stored or sum(member.file_size for member in members) > size:
-            return None
-        pickles = [member for member in members if member.filename.endswith("data.pkl")]
-        return z.read(pickles[0]) if len(pickles) == 1 else None
-
-
-# What torch.save names for plain values and tensors. torch.load takes more: a bytearray of any size, say.
-NAMED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
-
-
-def is_plain(operations: list) -> bool:
-    """Whether a pickle's operations (name, argument) name nothing but what plain values and tensors need."""
-    names = [arg for name, arg in operations if name == "GLOBAL"]
-    by_stack = any(name == "STACK_GLOBAL" for name, _ in operations)
-    return operations[:1] == [("PROTO", 2)] and not by_stack and all(map(NAMED.fullmatch, names))
-
-
-def fits(state, size: int) -> bool:
-    """Whether a tree claims at most size bytes: strides and shared parts can claim any number.
-
-    A tensor claims what its shape says, anything else a byte at least. Attributes of dictionaries are dropped
-    on the way: they could stand in for methods.
-    """
-    left = [state]
-    while left and size >= 0:
-        value = left.pop()
-        if isinstance(value, torch.Tensor):
-            size -= value.numel() * value.element_size()
-        else:
-            size -= 1
-            if isinstance(value, OrderedDict):
-                vars(value).clear()
-            if isinstance(value, dict):
-                left += [*value.keys(), *value.values()]
-            elif isinstance(value, (list, tuple)):
-                left += value
-    return size >= 0
+def shape(saved: dict) -> GPTConfig:
+    """The shape in a checkpoint or an exported folder; earlier versions called the exact GELU "none"."""
+    return GPTConfig(**{**saved, "gelu": "exact"} if saved.get("gelu") == "none" else saved)
 
 
 def model_state(model: GPT, tok, settings, speakers=()) -> dict:
@@ -177,7 +105,7 @@ def model_state(model: GPT, tok, settings, speakers=()) -> dict:
     }
 
 
-class Unfilled(torch.overrides.TorchFunctionMode):
+class SkipInit(torch.overrides.TorchFunctionMode):
     """Skips the initialisation of modules: on meta tensors it would import torch._dynamo, for a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -190,7 +118,7 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
     """(model, tokenizer) from what `load` returned. Raises UserError where they do not fit."""
     unfit = f"{path} holds no model that fits its own settings"
     try:
-        config, weights = GPTConfig(**state["config"]), state["model"]
+        config, weights = shape(state["config"]), state["model"]
         tok = tokenizer.from_dict(state["tokenizer"])
         # the embeddings' and layers' own sizes first: a config may claim more than there is memory for
         if (
@@ -219,20 +147,5 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
 
 def empty_model(config: GPTConfig) -> GPT:
     """A model whose weights take no memory, to be replaced by others."""
-    with torch.device("meta"), Unfilled():
+    with torch.device("meta"), SkipInit():
         return GPT(config)
-
-
-def set_aside(out: Path) -> list[str]:
-    """Rename an earlier run's files to ckpt-1.pt and so on, so that starting over loses nothing.
-
-    Returns their new names, none where there was no earlier run.
-    """
-    files = [Path(name) for name in ("ckpt.pt", "last.pt", "log.csv", "loss.png", "tensorboard", "wandb")]
-    number = 1
-    while any((out / f"{file.stem}-{number}{file.suffix}").exists() for file in files):
-        number += 1
-    kept = {file: f"{file.stem}-{number}{file.suffix}" for file in files if (out / file).exists()}
-    for file, name in kept.items():
-        os.rename(out / file, out / name)
-    return list(kept.values())

@@ -23,21 +23,25 @@ from pathlib import Path
 from configurator import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = (ROOT, ROOT / "tools")  # the folders they are in
 
 
 def starting():
-    """Until `run_program` begins, Ctrl-C kills the program and a missing package is one line.
+    """Set torch's threads; in a program, Ctrl-C kills it and a missing package is one line until it runs.
 
     Python's own way, a KeyboardInterrupt, is lost or aborts when it meets torch's C++ code being imported.
     """
+    set_threads()
     main = getattr(sys.modules["__main__"], "__file__", None)
-    if not main or Path(main).resolve().parent not in PROGRAMS or hasattr(builtins, "__IPYTHON__"):
+    if not main or not is_ours(Path(main).resolve()) or hasattr(builtins, "__IPYTHON__"):
         return  # imported by a test or a notebook
     sys.excepthook = without_package
-    set_threads()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is one of this project's programs or parts."""
+    return file.parent == ROOT or any(ROOT / folder in file.parents for folder in ("drama", "tools"))
 
 
 def set_threads():
@@ -124,7 +128,7 @@ class Stop:
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
-            return self  # which alone may handle signals
+            return self  # only the main thread may handle signals
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)  # Windows has no SIGHUP
             if signum and signal.getsignal(signum) != signal.SIG_IGN:
@@ -208,10 +212,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def where_to_look(error: BaseException) -> str:
     """For a bug: the innermost file of this project, where someone's edit may be at fault."""
     files = [Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__)]
-    ours = [file.relative_to(ROOT) for file in files if file.parent in (*PROGRAMS, ROOT / "drama")]
+    ours = [file.relative_to(ROOT) for file in files if is_ours(file)]
     look = f"if you edited {ours[-1]}, the lines above show where it failed; " if ours else ""
     return f"{look}if you edited nothing, please report it with these lines (CONTRIBUTING.md says where)"
 
 
 def program_name() -> str:
-    return os.path.basename(sys.argv[0])
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name  # tools/export/ is export

@@ -1,8 +1,8 @@
 """Text to token ids and back: characters, or byte-pair encoding.
 
-A tokenizer has `vocab_size`, `encode(text) -> ids`, `decode(ids) -> text`, `decode_bytes(ids) -> UTF-8`,
-and `to_dict()`, which is plain JSON; `from_dict` makes it again. It is stored in meta.json and in every
-checkpoint.
+A tokenizer has `kind` (char or bpe), `vocab_size`, `tokens` (the bytes of each id), `special` (what comes
+after them), `encode(text) -> ids`, `decode(ids) -> text`, `decode_bytes(ids) -> UTF-8`, and `to_dict()`,
+which is plain JSON; `from_dict` makes it again. It is stored in meta.json and in every checkpoint.
 """
 
 import base64
@@ -57,13 +57,16 @@ def first_text(tok) -> str:
 class CharTokenizer:
     """One id for each character, in the order of `chars`."""
 
+    kind, special = "char", ()
+
     def __init__(self, chars: str):
         if not chars or len(set(chars)) != len(chars) or len(chars) > UNKNOWN:
             raise ValueError(f"a vocabulary is 1 to {UNKNOWN:,} different characters")
         self.chars = chars
         self.vocab_size = len(chars)
+        self.tokens = [char.encode("utf-8", "surrogatepass") for char in chars]
         self._points = np.array([ord(c) for c in chars], dtype="<u4")
-        self._ids = np.full(0x110000, UNKNOWN, dtype=np.uint16)  # one entry a Unicode code point
+        self._ids = np.full(0x110000, UNKNOWN, dtype=np.uint16)  # one entry per Unicode code point
         self._ids[self._points] = np.arange(len(chars))
 
     def encode(self, text: str) -> np.ndarray:
@@ -83,7 +86,7 @@ class CharTokenizer:
         return self.decode(ids).encode("utf-8", "surrogatepass")
 
     def to_dict(self) -> dict:
-        return {"kind": "char", "chars": self.chars}
+        return {"kind": self.kind, "chars": self.chars}
 
 
 # How GPT-2 cuts text before pairs are merged: contractions, words, numbers, signs, white space.
@@ -97,6 +100,8 @@ class BPETokenizer:
     tokens: the bytes of each id, in the order of merging; every single byte is one of them.
     special: tokens that no text is encoded to, such as GPT-2's end of text; they have the last ids.
     """
+
+    kind = "bpe"
 
     def __init__(self, tokens: list[bytes], special: tuple[str, ...] = ()):
         tiktoken = optional("tiktoken")  # takes a tenth of a second, and characters do not need it
@@ -156,7 +161,7 @@ class BPETokenizer:
 
     def to_dict(self) -> dict:
         tokens = [base64.b64encode(token).decode() for token in self.tokens]
-        return {"kind": "bpe", "tokens": " ".join(tokens), "special": list(self.special)}
+        return {"kind": self.kind, "tokens": " ".join(tokens), "special": list(self.special)}
 
 
 def from_dict(d: dict):

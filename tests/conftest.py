@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs too: for small models, threads cost more than they do
 
@@ -16,13 +17,14 @@ from hypothesis import settings as hypothesis_settings
 import prepare
 import train_drama
 from drama import program
+from drama.training.report import Report
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # its time says how busy a machine is
 hypothesis_settings.load_profile("any machine")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="try more often what is tried at random")
+    parser.addoption("--thorough", action="store_true", help="run more random cases")
     choices = ("auto", "float32", "bfloat16")
     parser.addoption("--dtype", default="auto", choices=choices, help="of a CPU, where a test does not say")
 
@@ -70,12 +72,12 @@ def corpus(folder):
 def train(corpus):
     """train(name=value, ...) runs a short training in this process and returns what train() returns.
 
-    machine, corpus and report go to train() as they are.
+    machine, corpus, report and now go to train() as they are; without a report, everything is said.
     """
 
-    def run(machine=None, corpus=None, report=None, **settings):
+    def run(machine=None, corpus=None, report=None, now=time.perf_counter, **settings):
         settings = train_drama.Settings(**{**SMALL, **SHORT, **settings})
-        return train_drama.train(settings, machine=machine, corpus=corpus, report=report)
+        return train_drama.train(settings, machine, corpus, report or Report(), now)
 
     return run
 

@@ -12,10 +12,14 @@ import prepare
 import sample
 import train_drama
 from drama import checkpoint
-from drama.dataset import Corpus, load_data
-from drama.machine import Machine
+from drama.training.clock import Clock
+from drama.training.dataset import Corpus, load_data
+from drama.training.machine import Machine
+from drama.training.run import Run
 from model import GPT, GPTConfig
-from tools import app, bench, export, plot
+from tools import app, plot
+from tools.bench import __main__ as bench
+from tools.export import __main__ as export
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {
@@ -65,6 +69,12 @@ def tokens(*shape, seed=1) -> torch.Tensor:
 def loaded(cls=Corpus, **changes) -> Corpus:
     """The prepared small play as a Corpus of that class."""
     return cls(**{**vars(load_data("drama", SMALL["block_size"], CPU)), **changes})
+
+
+def run_of(machine=CPU, corpus=None, **settings) -> Run:
+    """A run of a small model in the folder m, not begun."""
+    settings = train_drama.Settings(**{**SMALL, "out_dir": "m", **settings})
+    return Run(settings, machine, corpus or loaded(), Clock())
 
 
 # ---------------------------------------------------------------------------- programs

@@ -14,8 +14,8 @@ from helpers import ROOT
 
 from configurator import UserError
 from drama import checkpoint
-from drama.logs import Log
 from drama.tokenizer import CharTokenizer
+from drama.training.logs import Log
 from model import GPT, GPTConfig
 
 TOK = CharTokenizer("abcdefgh")
@@ -306,16 +306,6 @@ def test_a_file_without_a_part_is_refused(path, missing):
     del partial[missing]
     checkpoint.save(path, partial)
     refusal(path)
-
-
-def test_an_older_run_s_files_are_kept_under_new_names(tmp_path):
-    assert checkpoint.set_aside(tmp_path) == []
-    for name in ("ckpt.pt", "log.csv"):
-        (tmp_path / name).write_text("first")
-    assert checkpoint.set_aside(tmp_path) == ["ckpt-1.pt", "log-1.csv"]
-    (tmp_path / "last.pt").write_text("second")
-    assert checkpoint.set_aside(tmp_path) == ["last-2.pt"]
-    assert sorted(os.listdir(tmp_path)) == ["ckpt-1.pt", "last-2.pt", "log-1.csv"]
 
 
 def test_a_continued_log_has_each_iteration_once(tmp_path):

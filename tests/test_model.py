@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers import ARCHITECTURES, TINY, tiny_model, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
-from drama.generation import generate
+from drama.sampling.generation import Sampling, generate
 from model import GPT, CausalSelfAttention, Dropout, GPTConfig
 
 
@@ -238,7 +238,7 @@ def test_too_long_a_context_is_refused():
 @pytest.mark.parametrize("prompt", [1, 15, 16])
 def test_past_block_size_a_modern_model_writes_on_with_positions_that_slide(prompt):
     gpt = tiny_model(arch="modern")
-    text = generate(gpt, tokens(2, prompt), 40, temperature=0)
+    text = generate(gpt, tokens(2, prompt), 40, Sampling(temperature=0))
     logits = modern_reference_logits(gpt, text)[:, prompt - 1 : -1]
     picked = logits.gather(-1, text[:, prompt:, None])[..., 0]
     torch.testing.assert_close(

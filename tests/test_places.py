@@ -15,7 +15,7 @@ import pytest
 from helpers import ROOT, SHORT, SMALL, flags
 
 from configurator import UserError
-from drama.logs import require_packages
+from drama.training.logs import require_packages
 from train_drama import Settings
 
 
@@ -30,6 +30,14 @@ def test_a_package_that_is_installed_but_fails_shows_the_real_reason(tmp_path, m
     with pytest.raises(UserError) as refused:
         optional("broken")
     assert words in str(refused.value) and "pip install" not in str(refused.value)
+
+
+def test_a_notebook_that_imports_the_project_gets_its_threads_settings():
+    code = "import os, train_drama; print(os.environ['GOMP_SPINCOUNT'])"
+    environ = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environ |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("500\n", 0), done.stderr
 
 
 def test_a_package_that_is_not_installed_is_named_with_its_command():

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import prepare
-from drama import plays
+from drama.plays import corpora as plays
 from drama.tokenizer import from_dict
 
 MARKDOWN = """# A Play
@@ -67,7 +67,7 @@ def test_byte_pairs_are_learned_from_the_training_split_alone(folder, monkeypatc
     monkeypatch.setattr(prepare, "CHUNK", size)
     text = play(40) + "  \n\n " + "QQQQQQ \u4f60\u597d " * 30  # the last part, in the validation split alone
     (folder / "a.txt").write_text(text, encoding="utf-8")
-    prepare.prepare(prepare.Settings(input="a.txt", format="keep", tokenizer="bpe", vocab_size=300))
+    prepare.prepare(prepare.Settings(input="a.txt", layout="keep", tokenizer="bpe", vocab_size=300))
     meta, train, val = read(folder)
     tok = from_dict(meta["tokenizer"])
     assert train + val == text and meta["val_characters"] == len(val) and tok.vocab_size == 300
@@ -339,7 +339,7 @@ def test_wrong_text_gets_one_line_and_leaves_nothing(call, folder, content, word
         (dict(input="pipe"), "not a plain file"),
         (dict(dataset="../x"), "folder name"),
         (dict(val_fraction=1), "between 0 and 1"),
-        (dict(format="verse"), "none of auto, keep, colon"),
+        (dict(layout="verse"), "none of auto, keep, colon"),
         (dict(source="hamlet"), "none of drama, shakespeare, tinyshakespeare"),
         (dict(tokenizer="words"), "none of char, bpe, gpt2"),
         (dict(tokenizer="bpe", vocab_size=255), "vocab_size=255"),

@@ -263,7 +263,8 @@ def test_a_missing_package_is_said_to_be_installed_with_pip(tmp_path, program):
     process = start(ROOT, *path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and not out and len(err.splitlines()) == 1
-    assert err.startswith(f"{program}: ") and package in err
+    name = program if path[0] == program or program == "app.py" else Path(program).stem
+    assert err.startswith(f"{name}: ") and package in err
     assert err.endswith("; run pip install -r requirements.txt\n")
 
 

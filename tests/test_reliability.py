@@ -14,7 +14,7 @@ import torch.distributed as dist
 from helpers import ROOT, SHORT, SMALL, STARTED, equal, flags, start
 
 from drama import checkpoint
-from drama.machine import store_of_this_start
+from drama.training.machine import store_of_this_start
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -63,7 +63,8 @@ import torch
 import train_drama
 from configurator import UserError
 from drama import checkpoint
-from drama.machine import Machine
+from drama.training.machine import Machine
+from drama.training.report import Report
 torch.set_num_threads(1)
 trials, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 draw = random.Random(0)
@@ -80,7 +81,7 @@ def begin(out_dir):
     ended = 1
     try:
         machine = Known(torch.device("cpu"), torch.float32)
-        train_drama.train(train_drama.Settings(**settings, out_dir=out_dir), machine)
+        train_drama.train(train_drama.Settings(**settings, out_dir=out_dir), machine, report=Report())
         ended = 0
     finally:
         os._exit(ended)
@@ -169,8 +170,9 @@ from drama.program import run_program
 import torch.distributed as dist
 import train_drama
 from configurator import configure
-from drama.dataset import Corpus, load_data
-from drama.machine import training_machine
+from drama.training.dataset import Corpus, load_data
+from drama.training.machine import training_machine
+from drama.training.report import Report
 
 class Killed(Corpus):
     def batches(self, settings, iteration, machine):
@@ -184,7 +186,7 @@ def main():
     settings = configure(train_drama.Settings, sys.argv[1:])
     machine = training_machine(settings.device, settings.dtype)
     corpus = Killed(**vars(load_data("drama", settings.block_size, machine)))
-    train_drama.train(settings, machine, corpus)
+    train_drama.train(settings, machine, corpus, Report())
     dist.barrier()
 
 run_program(main)

@@ -14,8 +14,8 @@ from helpers import ROOT, SHORT, SMALL, play, start
 import prepare
 import train_drama
 from drama import checkpoint
-from drama.generation import generate
-from drama.scene import speeches
+from drama.sampling.generation import Sampling, generate
+from drama.speech import speeches
 from model import GPT
 from sample import Settings, read_prompt
 
@@ -91,7 +91,7 @@ def test_temperature_zero_is_greedy(call, trained):
     assert a == b
     model, tok = checkpoint.build_model(checkpoint.load("model/ckpt.pt"), "model/ckpt.pt")
     ids = torch.from_numpy(tok.encode("\n").astype("int64"))[None]
-    assert a == tok.decode(generate(model.eval(), ids, 40, temperature=0)[0].tolist())
+    assert a == tok.decode(generate(model.eval(), ids, 40, Sampling(temperature=0))[0].tolist())
 
 
 @pytest.mark.parametrize("flag", ["--top_k=1", "--top_p=1e-9"])
@@ -107,7 +107,7 @@ def test_turns_that_do_not_end_are_given_up_with_a_note(call, newlines, monkeypa
     monkeypatch.setattr("sample.LONGEST_SPEECH", 5)
     status, out, err = call("sample.py", "--turns=2", "--start=LUCIO:", "--num_samples=1")
     assert status == 0 and len(texts(out)[0]) == len("LUCIO:") + 10
-    assert "wrote on for 10 tokens" in err and err.count("\n") == 1
+    assert "stopped after 10 tokens, before the last speech ended" in err and err.count("\n") == 1
 
 
 def test_a_cast_ends_with_no_part_of_a_name(call, newlines):
@@ -242,3 +242,14 @@ def test_help_says_what_each_setting_is_for(call, folder):
     status, out, _ = call("sample.py", "--help")
     assert status == 0 and re.search(r"--temperature=0.8 +below 1 is safer", out)
     assert Settings().start == "" and "--start= " in out
+
+
+@pytest.mark.parametrize("flag", ["--cast=LUCIO,ISABELLA", "--turns=3", "--max_new_tokens=77"])
+def test_a_terminal_shows_what_a_file_would_hold(trained, newlines, call, flag):
+    """Half a name, and what was written after the last turn, are held back."""
+    newlines(0.3)
+    for seed in range(4):
+        argv = (flag, "--num_samples=1", "--max_new_tokens=47", f"--seed={seed}")
+        status, out, err = call("sample.py", *argv)
+        assert (status, err) == (0, "")
+        assert on_terminal(trained, *argv) == (0, out)

@@ -20,16 +20,19 @@ import torch.nn.functional as F
 from helpers import CPU, ROOT, SHORT, SMALL, equal, flags, loaded, losses, rows, start, weights
 
 from configurator import UserError
-from drama import checkpoint, report
-from drama.dataset import Corpus, evaluate, fixed_windows, load_data
-from drama.generation import generate, pack
-from drama.machine import find_dtype
-from drama.optimizer import learning_rate_at
-from drama.report import SAMPLE, Report
+from drama import checkpoint
+from drama.device import find_dtype
+from drama.sampling.generation import Sampling, generate
+from drama.sampling.packed import pack
+from drama.training import report
+from drama.training.dataset import Corpus, evaluate, fixed_windows, load_data
+from drama.training.optimizer import learning_rate_at
+from drama.training.report import SAMPLE, Report
 from train_drama import Settings
 
 ITER = re.compile(
-    r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms, mfu (\d+\.\d{2})%, ([\d,]+) tokens/s, .+ left"
+    r"iter (\d+): loss (\d+\.\d{4}), time (\d+\.\d{2})ms, mfu (\d+\.\d{2})%, ([\d,]+) tokens/s, .+ left, "
+    r"grad norm (\d+\.\d{2})"
 )
 STEP = re.compile(r"step (\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4})")
 
@@ -55,7 +58,7 @@ def test_the_lines_have_their_form_and_the_log_has_every_number(train, capsys):
     assert [int(s[0]) for s in steps] == [0, 10, 20, 21]
     assert "parameters" in out and "measured just now" in out and "vocabulary" in out
     logged = rows("m")
-    for number, loss, ms, mfu, speed in iters:
+    for number, loss, ms, mfu, speed, norm in iters:
         row = next(r for r in logged if r["iter"] == number and r["loss"])
         shown = [
             f"{float(row['loss']):.4f}",
@@ -63,6 +66,7 @@ def test_the_lines_have_their_form_and_the_log_has_every_number(train, capsys):
             f"{float(row['mfu']) * 100:.2f}",
         ]
         assert [*shown, f"{float(row['tokens_per_s']):,.0f}"] == [loss, ms, mfu, speed]
+        assert f"{float(row['grad_norm']):.2f}" == norm and float(norm) > 0
         assert float(row["lr"]) == learning_rate_at(Settings(**{**SMALL, **SHORT}), int(number))
     for number, train_loss, val_loss in steps:
         row = next(r for r in logged if r["iter"] == number and r["val_loss"])
@@ -91,7 +95,7 @@ def test_samples_on_the_way_are_the_model_s_and_change_nothing(train, capsys):
     gpt, tok = checkpoint.build_model(best, "sampled/ckpt.pt")
     first, _ = load_data("drama", 32, CPU).val.windows(torch.tensor([0]), 1)
     written = generate(
-        pack(gpt, find_dtype("auto", CPU.device)), first, SAMPLE, temperature=0.8, seed=Settings.seed
+        pack(gpt, find_dtype("auto", CPU.device)), first, SAMPLE, Sampling(0.8, seed=Settings.seed)
     )
     assert best["iteration"] == 20 and tok.decode(written[0].tolist()).strip("\n") == logged["20"]
 
@@ -153,7 +157,7 @@ def test_on_a_terminal_a_line_tells_how_far_it_is_and_is_gone_with_the_next(trai
 
     clock, shown = [0.0], Terminal()
     monkeypatch.setattr(sys, "stdout", shown)
-    train(out_dir="m", corpus=loaded(Slow), report=Report(lambda: clock[0]))
+    train(out_dir="m", corpus=loaded(Slow), report=Report(), now=lambda: clock[0])
     lines = shown.getvalue().split("\n")
     assert any(
         line.startswith("\r\x1b[K1 of 21, 20 s left\r\x1b[K2 of 21, 19 s left\r\x1b[K") for line in lines
@@ -229,6 +233,7 @@ def test_a_signal_during_an_evaluation_is_heard_there(train, heard):
 
     assert train(out_dir="m", corpus=loaded(Signalled))["iteration"] == 0
     train(out_dir="m")
+    assert not any("-1." in name for name in os.listdir("m"))  # it went on, as was promised
     train(out_dir="whole")
     assert equal(weights("whole"), weights("m"))
 
@@ -348,16 +353,16 @@ def test_a_damaged_last_pt_is_refused_and_left_alone(call, corpus):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(call, corpus):
     settings = {**SMALL, **SHORT, "learning_rate": 1e30, "min_lr": 0, "warmup_iters": 0, "eval_interval": 1}
     status, _, err = call("train_drama.py", *flags(**settings, out_dir="m", grad_clip=0))
-    wrong = r"train_drama.py: the validation loss is (nan|inf) at iteration 1; start over with a lower "
+    wrong = r"train_drama.py: validation loss is (nan|inf) at iteration 1; start over with a lower "
     assert status == 1 and re.match(wrong + "--learning_rate and --init_from=scratch", err)
     assert len(err.splitlines()) == 1
     assert not os.path.exists("m/last.pt")  # nothing good was there to save
 
 
 @pytest.mark.parametrize("found_by, wrong, saved", [
-    (dict(log_interval=1), "the loss is nan at iteration 12", 10),
-    (dict(eval_interval=3), "the validation loss is nan at iteration 15", 12),
-    (dict(save_minutes=0.0), "the weights are no longer finite at iteration 13", 12),
+    (dict(log_interval=1), "loss is nan at iteration 12", 10),
+    (dict(eval_interval=3), "loss is nan at iteration 12", 12),
+    (dict(save_minutes=0.0), "loss is nan at iteration 12", 12),
 ])  # fmt: skip
 def test_weights_that_are_not_finite_are_not_saved_whatever_finds_them(train, found_by, wrong, saved):
     report = Report()
@@ -379,8 +384,8 @@ MINI = dict(n_layer=1, n_embd=16, n_head=1, block_size=16, eval_iters=1)  # floa
 
 def test_float16_recovers_from_an_overflow(train):
     class Scaled(Report):
-        def begin(self, run):
-            super().begin(run)
+        def begin(self, run, *aside):
+            super().begin(run, *aside)
             run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows for a while
 
     how = dict(dtype="float16", device="cpu", max_iters=80, lr_decay_iters=80, **MINI)
@@ -393,8 +398,8 @@ def test_float16_recovers_from_an_overflow(train):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_when_float16_overflows_for_one_optimizer_none_takes_a_step(train, dtype):
     class Overflowing(Report):
-        def begin(self, run):
-            super().begin(run)
+        def begin(self, run, *aside):
+            super().begin(run, *aside)
             calls = []
             matrix = run.model.blocks[0].mlp.c_fc.weight  # Muon's
             matrix.register_hook(lambda g: g * math.nan if calls.append(0) or len(calls) == 3 else g)
@@ -452,7 +457,7 @@ SIGNALLED = """
 import os, signal, sys
 from drama.program import run_program
 import train_drama
-from drama.dataset import Corpus
+from drama.training.dataset import Corpus
 
 place, second = sys.argv.pop(1), os.environ["RANK"] == "1"
 find_corpus, train = train_drama.find_corpus, train_drama.train
@@ -478,8 +483,8 @@ def find_signalled(*given):
         os.chdir("elsewhere")
     return corpus
 
-def train_and_tell(*given):
-    result = train(*given)
+def train_and_tell(*given, **more):
+    result = train(*given, **more)
     print(f"ended by {result['signal']}", flush=True)
     return result
 

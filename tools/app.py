@@ -18,9 +18,11 @@ from drama.program import is_out_of_memory, optional, run_program
 
 from configurator import FilePath, UserError, check, configure, one_line
 from drama import checkpoint
-from drama.generation import pack, prompt_ids, stream
-from drama.machine import Dtype, find_device, find_dtype
-from drama.scene import Cast, Director, cast_names, fountain
+from drama.device import Dtype, find_device, find_dtype
+from drama.sampling.cast import Cast, Director, cast_names
+from drama.sampling.generation import prompt_ids, stream
+from drama.sampling.packed import pack
+from drama.speech import fountain
 from drama.tokenizer import as_known, first_text
 from sample import LONGEST_PROMPT
 from sample import Settings as SampleSettings
@@ -91,18 +93,11 @@ class Models:
         start, _ = as_known(start or first_text(tok), tok)
         names = cast_names(cast)
         director = Director(tok, start, 1, Cast(names, tok) if names else None)
-        tokens = stream(
-            model,
-            prompt_ids(tok, start, model),
-            int(max_new_tokens),
-            temperature=temperature,
-            top_k=SampleSettings.top_k,
-            top_p=SampleSettings.top_p,
-            seed=secrets.randbits(32),  # another text each time
-            director=director,
-        )
+        seed = secrets.randbits(32)  # another text each time
+        sampling = SampleSettings(temperature=temperature, seed=seed).sampling()
+        ids = prompt_ids(tok, start, model)
         shown_at = 0.0
-        for _ in tokens:
+        for _ in stream(model, ids, int(max_new_tokens), sampling, director):
             if self.ended.is_set():
                 return
             if time.monotonic() - shown_at > 0.1:
@@ -148,7 +143,7 @@ def page(models: Models):
                 start = gr.Textbox("LUCIO:", lines=2, label="Start", info="the text to continue")
                 cast = gr.Textbox(label="Cast", info="who may speak: LUCIO, ISABELLA; empty: anybody")
                 temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="tame to wild")
-                info = "of a click, in characters or pieces of words"
+                info = "of a click, in characters or subword tokens"
                 length = gr.Slider(1, MAX_NEW_TOKENS, 600, step=1, label="Length", info=info)
             with gr.Column(scale=2):
                 scene = gr.Textbox(label="Scene", lines=24, max_lines=24, interactive=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from drama.program import run_program
 
 from configurator import FilePath, configure, split_files
-from drama.logs import draw
+from drama.training.picture import draw
 
 
 @dataclass(frozen=True)

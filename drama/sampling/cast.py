@@ -1,0 +1,102 @@
+"""Who may speak in a text while it is written, and when a scene is over."""
+
+import codecs
+import math
+
+from configurator import UserError
+from drama.speech import colon
+from drama.tokenizer import UnknownCharacters, as_known
+
+
+def cast_names(cast: str) -> list[str]:
+    """The names in a list such as "LUCIO, ISABELLA"."""
+    return [name.strip() for name in cast.split(",") if name.strip()]
+
+
+class Cast:
+    """Allows only the names of a cast wherever a speech begins.
+
+    The model decides who is next. Raises UserError for a name that the tokenizer cannot spell.
+    """
+
+    def __init__(self, names: list[str], tok):
+        try:
+            self.names = [as_known(name, tok)[0] for name in names]
+            headings = [f"{name}{colon(name, tok)}\n" for name in self.names]
+            for heading in headings:
+                tok.encode(heading)
+        except UnknownCharacters as e:
+            raise UserError(f"cast: {e}") from None
+        self.headings = [heading.encode() for heading in headings]
+        self.ids = {token: n for n, token in enumerate(tok.tokens)}
+
+    def whole(self, text: bytearray) -> int:
+        """How much of a text there is without its last speech, where its name is not whole yet."""
+        before = text.rfind(b"\n\n")
+        unfinished = before > 0 and any(h.startswith(text[before + 2 :]) for h in self.headings)
+        return before if unfinished else len(text)
+
+    def allowed(self, text: bytes) -> list[int] | None:
+        """The tokens that may follow a text, or None for all."""
+        begun = text[text.rfind(b"\n\n") + 2 :] if b"\n\n" in text else text.lstrip(b"\n")
+        rests = [heading[len(begun) :] for heading in self.headings if heading.startswith(begun)]
+        starts = {rest[:n] for rest in rests for n in range(1, len(rest) + 1)}
+        return [self.ids[start] for start in starts if start in self.ids] or None
+
+
+class Director:
+    """Watches the rows of a batch as they are written: limits who speaks, knows when each row is done.
+
+    prompt: what every row starts with. turns: after how many whole speeches a row is done; 0: never.
+    """
+
+    def __init__(self, tok, prompt: str, rows: int, cast: Cast | None = None, turns: int = 0):
+        self.tok, self.cast, self.turns = tok, cast, turns
+        self.prompt = len(prompt.encode("utf-8", "surrogatepass"))
+        self.texts = [bytearray(prompt.encode("utf-8", "surrogatepass")) for _ in range(rows)]
+
+    @property
+    def confines(self) -> bool:
+        """Whether some tokens may be forbidden, so that each has to be seen before the next."""
+        return self.cast is not None
+
+    def confine(self, logits):
+        """logits (B, V), with -inf for every token that the cast does not let come next."""
+        for row, text in enumerate(self.texts):
+            allowed = self.cast.allowed(bytes(text[-400:]))
+            if allowed is not None:
+                outside = logits.new_full(logits[row].shape, -math.inf)
+                outside[allowed] = 0
+                logits[row] += outside
+        return logits
+
+    def saw(self, tokens):
+        """Take note of the next tokens (B, n) that were picked."""
+        for text, row in zip(self.texts, tokens.tolist(), strict=True):
+            text += self.tok.decode_bytes(row)
+
+    def written(self, row: int) -> str:
+        """A row's text: to the end of its last turn, without half a heading, without half a character."""
+        text = self.texts[row]
+        end = self.end(text)
+        if end is None:
+            end = self.cast.whole(text) if self.cast else len(text)
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(text[:end])
+
+    def end(self, text: bytearray) -> int | None:
+        """Where the last turn ends, or None while it has not."""
+        at = self.prompt
+        # a prompt that ends with an empty line, or with nothing, has no speech under way
+        if not text[:at].strip(b"\n"):
+            at = len(text) - len(text.lstrip(b"\n"))
+        elif text[at - 1 : at] == b"\n" and text[at - 2 : at] != b"\n\n":
+            at -= 1  # the first half of the empty line may be the prompt's
+        for _ in range(self.turns):
+            at = text.find(b"\n\n", at)
+            if at < 0:
+                return None
+            at += 2
+        return at - 1 if self.turns else None
+
+    def done(self) -> bool:
+        return self.turns > 0 and all(self.end(text) is not None for text in self.texts)

@@ -1,0 +1,84 @@
+"""What a speech is, and plays as Fountain and as JSON.
+
+A play is speeches, each a name, a colon and lines, with an empty line between two of them.
+"""
+
+import json
+import re
+import unicodedata
+
+from drama.tokenizer import UnknownCharacters
+
+SPEECH = re.compile(r"([^\n:：]{1,60})[:：]\n")  # where one begins; tools/export/page.html uses it too
+NEXT_SPEECH = re.compile(rf"(?<=\n\n){SPEECH.pattern}")
+
+
+def speeches(text: str) -> list[tuple[str, str]]:
+    """(name, lines) of each speech; the name is empty for what stands before the first."""
+    spoken = []
+    for paragraph in re.split(r"\n\n+", text.strip("\n")):
+        heading = SPEECH.match(paragraph + "\n")
+        if heading:
+            spoken.append((heading[1].strip(), paragraph[heading.end() :]))
+        elif spoken:
+            spoken[-1] = (spoken[-1][0], f"{spoken[-1][1]}\n\n{paragraph}")
+        elif paragraph:
+            spoken.append(("", paragraph))
+    return spoken
+
+
+class Speakers:
+    """Who speaks in a text that is read in pieces: `names`, in the order in which they first do."""
+
+    LONGEST = 10_000_000  # characters; of a longer text no names are kept, since it may have too many
+
+    def __init__(self):
+        self.names, self.length, self.tail = [], 0, "\n\n"
+
+    def read(self, piece: str):
+        self.length += len(piece)
+        text = self.tail + piece
+        self.tail = text[-64:]  # a speech's first line may end in the next piece
+        names = self.names + [name.strip() for name in NEXT_SPEECH.findall(text) if name.strip()]
+        self.names = list(dict.fromkeys(names)) if self.length <= self.LONGEST else []
+
+
+def colon(name: str, tok) -> str:
+    """The colon after a name: the wide one where the name has wide letters and the text uses it.
+
+    Byte pairs can spell any colon; the one that is frequent in the text is a token of its own.
+    """
+    if not any(unicodedata.east_asian_width(letter) in "FW" for letter in name):
+        return ":"
+    try:
+        return "：" if len(tok.encode("：")) == 1 else ":"
+    except UnknownCharacters:
+        return ":"
+
+
+def fountain(texts: list[str]) -> str:
+    """Texts as a screenplay (fountain.io), a page break between two of them."""
+    pages = []
+    for text in texts:
+        blocks = []
+        for name, lines in speeches(text):
+            # an empty line within a speech is two spaces there
+            spoken = re.sub(r"\n(?=\n|$)", "\n  ", plain_fountain(lines.strip("\n")))
+            # @ makes any name a character's, and ^ at its end would put it beside the one before
+            blocks.append(
+                f"@{plain_fountain(name.rstrip('^ '))}\n{spoken or '...'}" if name else f"!{spoken}"
+            )
+        pages.append("\n\n".join(blocks))
+    return "\n\n===\n\n".join(pages)
+
+
+def plain_fountain(text: str) -> str:
+    """Text without what Fountain takes for emphasis, notes and comments."""
+    return re.sub(r"([*_])", r"\\\1", text).replace("[[", "[ [").replace("]]", "] ]")
+
+
+def as_json(texts: list[str]) -> str:
+    """Texts as JSON: lists of speeches, {"speaker", "text"}; what comes before the first has no speaker."""
+    scenes = [speeches(text) for text in texts]
+    scenes = [[{"speaker": name or None, "text": lines.strip("\n")} for name, lines in s] for s in scenes]
+    return json.dumps(scenes, ensure_ascii=False, indent=1)

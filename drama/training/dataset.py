@@ -1,0 +1,236 @@
+"""The encoded text of data/NAME as one Corpus: shuffled batches to train on, fixed windows to evaluate."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from configurator import UserError
+from drama import checkpoint, tokenizer
+from drama.device import random_stream
+from drama.disk import read_json
+from drama.training.machine import Machine, uncompiled
+from model import GPT
+
+if TYPE_CHECKING:
+    from train_drama import Settings
+
+AGAIN = "run prepare.py again"
+CPU_PART = 2048  # tokens of a batch read at a time in float32, so that a CPU's caches hold them
+# A batch of evaluation: fixed, so that no setting of a training changes how its losses are rounded.
+EVAL_TOKENS = 4096
+EVAL_LOGITS = 2**26  # fewer tokens where each has many: at 10 bytes per logit, 0.7 GB
+
+
+class Split:
+    """The tokens of one split: on the GPU when they take a small part of its memory, else memory-mapped."""
+
+    def __init__(self, path: Path, n_tokens: int, vocab_size: int, device: torch.device):
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {AGAIN}")
+        if (size := path.stat().st_size) != 2 * n_tokens:
+            raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * n_tokens:,}; {AGAIN}")
+        self.device, self.vocab_size = device, vocab_size
+        self.mapped = np.memmap(path, dtype="<u2", mode="r")
+        if self.mapped.max() >= vocab_size:
+            raise UserError(f"{path} holds tokens that meta.json does not know; {AGAIN}")
+        self.to_device()
+
+    def to_device(self):
+        """Put the tokens on a GPU, where they take a small part of its memory."""
+        self.resident = None
+        if self.device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(self.device)[0] / 8:
+            self.resident = torch.from_numpy(self.mapped.astype(np.int32)).to(self.device)
+
+    def encoded_by(self, tok, before) -> Split:
+        """The same text in the tokens of another tokenizer than the one before."""
+        split = copy.copy(self)
+        split.mapped, split.vocab_size = tok.encode(before.decode(self.mapped)), tok.vocab_size
+        split.to_device()
+        return split
+
+    def __len__(self) -> int:
+        return len(self.mapped)
+
+    def windows(self, starts: torch.Tensor, length: int):
+        """x, y (B, length): the tokens from each of starts (B,), and the ones that follow each."""
+        if self.resident is not None:  # a few bytes go to the GPU, and nothing waits for it
+            starts = starts.to(self.device, non_blocking=True)
+            where = starts[:, None] + torch.arange(length + 1, device=self.device)
+            tokens = self.resident[where].long()
+        else:
+            where = starts[:, None] + torch.arange(length + 1)
+            tokens = torch.from_numpy(self.mapped[where.numpy()].astype(np.int64))
+            if self.device.type == "cuda":
+                tokens = tokens.pin_memory()
+            tokens = tokens.to(self.device, non_blocking=self.device.type == "cuda")
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+@dataclass
+class Corpus:
+    """One dataset, as a training reads it."""
+
+    train: Split
+    val: Split
+    tokenizer: tokenizer.CharTokenizer | tokenizer.BPETokenizer
+    source: str  # where the text is from, for people
+    identity: str  # a SHA-256 of all that the tokens follow from
+    val_characters: int
+    speakers: list[str]  # whose speeches are in the training text, as far as its form shows them
+
+    def batches(self, settings: Settings, iteration: int, machine: Machine):
+        """Yield this process's x, y (rows, block_size) of an iteration, in parts whose gradients are added.
+
+        A part is one accumulation step's share of the batch; on a CPU, as much of it as its caches hold.
+        What is drawn follows from (seed, iteration) alone, and all processes
+        together see what one would see.
+        """
+        s = settings
+        starts = window_starts(len(self.train), s, iteration)
+        starts = starts.view(s.gradient_accumulation_steps, machine.world, s.batch_size // machine.world)
+        rows = starts.size(2)
+        if machine.device.type == "cpu":
+            rows = max(1, CPU_PART * 4 // machine.dtype.itemsize // s.block_size)
+        for step_starts in starts[:, machine.rank]:
+            for part in step_starts.split(rows):
+                yield self.train.windows(part, s.block_size)
+
+    def encoded_by(self, tok) -> Corpus:
+        """The same texts in the tokens of another tokenizer: that of a model which goes on with them."""
+        if tok.to_dict() == self.tokenizer.to_dict():
+            return self
+        splits = {name: getattr(self, name).encoded_by(tok, self.tokenizer) for name in ("train", "val")}
+        return replace(self, tokenizer=tok, **splits)
+
+    def evaluate(self, model: GPT, settings: Settings, machine: Machine, stop=None) -> dict | None:
+        """train_loss, val_loss, val_bits_per_char; None when stop asks for an end before they are done.
+
+        The validation loss is over the whole split, or eval_iters batches of it; the training loss over as
+        many windows, always the same ones.
+        """
+        sizes = settings.block_size, self.val.vocab_size
+        limit = settings.eval_iters * windows_per_batch(*sizes)
+        val_windows = fixed_windows(len(self.val), *sizes, limit)
+        count = sum(len(starts) for starts, _ in val_windows)
+        train_windows = fixed_windows(len(self.train), *sizes, limit=count)
+        train_loss = evaluate(model, self.train, train_windows, machine, stop)
+        val_loss = evaluate(model, self.val, val_windows, machine, stop)
+        if train_loss is None or val_loss is None:
+            return None
+        bits = val_loss / math.log(2) * len(self.val) / self.val_characters
+        return dict(train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
+
+
+def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
+    """data/<name>, which prepare.py wrote.
+
+    Raises UserError when files are missing, damaged or too short for block_size.
+    """
+    folder = Path("data", name)
+    try:
+        meta = read_json(folder / "meta.json")
+        counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
+        identity = checkpoint.digest([meta["sha256"], counts, meta["tokenizer"]])
+        tok = tokenizer.from_dict(meta["tokenizer"])
+        val_characters, source, speakers = meta["val_characters"], meta["source"], meta.get("speakers", [])
+        if type(val_characters) is not int or val_characters < 1 or type(source) is not str:
+            raise ValueError
+        if type(speakers) is not list or not all(type(speaker) is str for speaker in speakers):
+            raise ValueError
+    except UserError as e:
+        raise UserError(f"{e}; {AGAIN}") from None
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{folder / 'meta.json'} is damaged; {AGAIN}") from None
+    require_windows(counts, block_size)
+    train, val = (Split(folder / f"{k}.bin", n, tok.vocab_size, machine.device) for k, n in counts.items())
+    return Corpus(train, val, tok, source, identity, val_characters, speakers)
+
+
+def require_windows(counts: dict[str, int], block_size: int):
+    """Raise UserError where a split has fewer tokens than one window and the token after it."""
+    for split, count in counts.items():
+        if count < block_size + 1:
+            needs = f"block_size={block_size} needs {block_size + 1:,}"
+            raise UserError(f"the {split} split has {count:,} tokens and {needs}; lower it or give more text")
+
+
+@lru_cache(maxsize=2)  # of two epochs, for an iteration that ends one and begins the next
+def shuffled_windows(n_tokens: int, block_size: int, seed: int, epoch: int) -> torch.Tensor:
+    """Where the windows of one epoch start, in the order in which they are read.
+
+    They lie side by side and cover the text once, except a few tokens at its ends; every epoch cuts it at
+    other places. Windows drawn anywhere, one by one, leave some of the text unread for long and learn less.
+    """
+    stream = random_stream(seed, "epoch", epoch)
+    cut = torch.randint(block_size, (), generator=stream) - block_size // 2
+    order = torch.randperm((n_tokens - 1) // block_size, generator=stream)
+    return (order * block_size + cut).clamp(0, n_tokens - 1 - block_size)
+
+
+def window_starts(n_tokens: int, settings: Settings, iteration: int) -> torch.Tensor:
+    """Where the windows of one iteration start, those of all its batches."""
+    count = settings.gradient_accumulation_steps * settings.batch_size
+    per_epoch = (n_tokens - 1) // settings.block_size
+    begin, end = iteration * count, (iteration + 1) * count  # of all the windows that a run reads
+    parts = []
+    for epoch in range(begin // per_epoch, (end - 1) // per_epoch + 1):
+        windows = shuffled_windows(n_tokens, settings.block_size, settings.seed, epoch)
+        parts.append(windows[max(0, begin - epoch * per_epoch) : end - epoch * per_epoch])
+    return torch.cat(parts)
+
+
+def windows_per_batch(block_size: int, vocab_size: int) -> int:
+    """How many windows an evaluation reads at a time."""
+    return max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocab_size) // block_size)
+
+
+def fixed_windows(n_tokens: int, block_size: int, vocab_size: int, limit: int = 0) -> list:
+    """Batches (starts, length) of windows that predict every token of a split but its first exactly once.
+
+    With a limit, at most that many windows, spread evenly over the split.
+    """
+    starts = torch.arange(0, (n_tokens - 1) // block_size * block_size, block_size)
+    tail = (n_tokens - 1) % block_size  # a last window, shorter than the others
+    if limit and len(starts) > limit:
+        evenly = torch.linspace(0, len(starts) - 1, limit, dtype=torch.float64)
+        starts, tail = starts[evenly.long()], 0
+    batches = [(part, block_size) for part in starts.split(windows_per_batch(block_size, vocab_size))]
+    return batches + ([(torch.tensor([n_tokens - 1 - tail]), tail)] if tail else [])
+
+
+@torch.no_grad()
+def evaluate(model: GPT, split: Split, batches: list, machine: Machine, stop=None) -> float | None:
+    """Mean cross-entropy of split over batches, in nats per token, in evaluation mode. Collective.
+
+    Each process takes its share of the batches. None when stop asks for an end before it is done, which
+    several GPUs do not look at: they are soon done.
+    """
+    training = model.training
+    model.eval()
+    sums, count, ended = [], 0, False
+    for n in range(0, len(batches), machine.world):
+        ended = machine.any_rank_is_cheap and machine.any_rank(stop)
+        if ended:
+            break
+        if n + machine.rank < len(batches):
+            starts, length = batches[n + machine.rank]
+            x, y = split.windows(starts, length)
+            with machine.autocast(), uncompiled():
+                sums.append(model(x, y)[1] * y.numel())
+            count += y.numel()
+    model.train(training)
+    if ended:
+        return None
+    total = torch.stack(sums).cpu().double().sum() if sums else torch.zeros((), dtype=torch.float64)
+    total_and_count = torch.stack([total, torch.tensor(count, dtype=torch.float64)])
+    if machine.world > 1:
+        total_and_count = machine.all_reduce(total_and_count.to(machine.device)).cpu()
+    return (total_and_count[0] / total_and_count[1]).item()

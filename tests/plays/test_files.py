@@ -1,0 +1,169 @@
+"""What people bring as plays: encodings, byte-order marks, accents, layouts, folders, names of files."""
+
+import codecs
+import json
+
+import numpy as np
+import pytest
+from helpers import play
+
+import prepare
+from drama.plays import files as texts
+from drama.plays import layouts
+from drama.tokenizer import from_dict
+
+COLON = (
+    "ANNA: Where is the well?\nI saw it once.\nBEN: Behind the house.\nANNA: Then come.\nBEN: I come.\n" * 60
+)
+
+
+@pytest.fixture
+def prepared(call, folder):
+    """prepared(*argv) runs prepare.py: (its output, the text it encoded)."""
+
+    def run(*argv):
+        status, out, err = call("prepare.py", *argv, "--dataset=mine")
+        assert (status, err) == (0, "")
+        return out, encoded(folder)
+
+    return run
+
+
+def encoded(folder) -> str:
+    meta = json.loads((folder / "data/mine/meta.json").read_text(encoding="utf-8"))
+    splits = [np.fromfile(folder / f"data/mine/{name}.bin", dtype="<u2") for name in ("train", "val")]
+    return "".join(map(from_dict(meta["tokenizer"]).decode, splits))
+
+
+def refused(call, *argv) -> str:
+    status, _, err = call("prepare.py", *argv)
+    assert status == 2 and err.count("\n") == 1
+    return err
+
+
+def test_hidden_files_are_no_plays_and_the_ending_s_case_does_not_matter(prepared, folder):
+    for name in ("one.txt", "TWO.TXT", ".ipynb_checkpoints/one-checkpoint.txt", ".hidden.txt", "notes.md"):
+        path = folder / "plays" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(f"{path.stem}\n" * 1000)
+    out, text = prepared("--input=plays")
+    assert text == "TWO\n" * 1000 + "\n\n" + "one\n" * 1000
+    assert "plays/TWO.TXT: 4,000 bytes" in out and "plays/one.txt: 4,000 bytes" in out and "hidden" not in out
+
+
+def test_the_same_text_twice_is_refused_whatever_its_name_and_newlines(call, folder):
+    (folder / "a.txt").write_text(play())
+    (folder / "b.txt").write_bytes(codecs.BOM_UTF8 + play().replace("\n", "\r\n").encode())
+    err = refused(call, "--input=a.txt,b.txt")
+    assert "a.txt and b.txt hold the same text" in err and not (folder / "data").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_refused_with_its_name_and_read_with_it(call, prepared, folder, encoding):
+    (folder / "a.txt").write_bytes(play().encode(encoding))
+    assert f"--encoding={encoding}" in refused(call, "--input=a.txt")
+    assert prepared("--input=a.txt", f"--encoding={encoding}")[1] == play()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_byte_order_mark_tells_the_encoding(prepared, folder, encoding):
+    (folder / "a.txt").write_bytes(play().encode(encoding))
+    assert prepared("--input=a.txt")[1] == play()
+
+
+@pytest.mark.parametrize("beginning,kind", [
+    (b"PK\x03\x04\x14\x00", "a Word"), (b"%PDF-1.7", "a PDF"), (b"{\\rtf1\\ansi", "rich text"),
+    (b"\n<!DOCTYPE HTML>", "a web page"), (b"<?xml version='1.0'?><FinalDraft>", "XML"),
+])  # fmt: skip
+def test_what_is_no_plain_text_is_refused_by_its_name(call, folder, beginning, kind):
+    (folder / "play.txt").write_bytes(beginning + play().encode())
+    err = refused(call, "--input=play.txt")
+    assert f"play.txt is {kind}" in err and "save it as plain text" in err
+
+
+def test_chinese_text_in_gb18030_is_refused_with_the_way_out(call, prepared, folder):
+    text = "安娜：\n井在哪里？\n\n" * 300
+    (folder / "a.txt").write_text(text, encoding="gb18030")
+    assert "gb18030" in refused(call, "--input=a.txt")
+    assert prepared("--input=a.txt", "--encoding=gb18030")[1] == text
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_text_in_another_encoding_is_refused_with_the_way_out(call, prepared, folder, encoding):
+    text = "ZOÉ:\nÀ bientôt\n\n" * 200
+    (folder / "a.txt").write_bytes(text.encode(encoding))
+    err = refused(call, "--input=a.txt")
+    assert "byte 0xc9 in line 1" in err and "--encoding" in err and encoding in err
+    assert prepared("--input=a.txt", f"--encoding={encoding}")[1] == text
+    for unknown in ("klingon", "undefined", "rot13"):
+        assert f"encoding='{unknown}' is unknown" in refused(call, "--input=a.txt", f"--encoding={unknown}")
+
+
+@pytest.mark.parametrize("encoding, data", [
+    ("utf-7", b"+2AA-"), ("unicode_escape", b"\\ud800"), ("raw_unicode_escape", b"\\udfff"),
+])  # fmt: skip
+def test_an_encoding_that_spells_half_a_character_is_refused(call, folder, encoding, data):
+    (folder / "a.txt").write_bytes(b"ANNA:\nWell.\n\n" * 300 + data)
+    assert f"a.txt is not text in {encoding}" in refused(call, "--input=a.txt", f"--encoding={encoding}")
+
+
+def test_a_text_too_long_for_one_play_keeps_its_form(prepared, folder, monkeypatch):
+    monkeypatch.setattr(layouts, "LONGEST", len(COLON) - 1)
+    monkeypatch.setattr(texts, "LONGEST", len(COLON) - 1)
+    (folder / "a.txt").write_text(COLON)
+    out, text = prepared("--input=a.txt")
+    assert text == COLON and "too long for one play" in out
+    assert prepared("--input=a.txt", "--layout=colon")[1] == layouts.convert(COLON, "colon").text
+
+
+def test_marks_within_a_text_are_removed_and_said(prepared, folder):
+    mark = codecs.BOM_UTF8
+    (folder / "a.txt").write_bytes(mark + mark + play(200).encode() + mark + play(200, seed=1).encode())
+    out, text = prepared("--input=a.txt")
+    assert text == play(200) + play(200, seed=1) and "byte-order marks within it removed: 2" in out
+    (folder / "a.txt").write_bytes(mark + play(200).encode())
+    assert "marks" not in prepared("--input=a.txt")[0]  # as usual
+
+
+def test_characters_that_cannot_be_seen_are_named(prepared, folder):
+    (folder / "a.txt").write_text("a\u200bb\x07c\n" * 600, encoding="utf-8")
+    out, _ = prepared("--input=a.txt")
+    assert "U+0007 CONTROL CHARACTER, U+200B ZERO WIDTH SPACE" in out
+
+
+def test_accents_become_one_form_unless_they_are_to_be_left(prepared, folder):
+    mixed = "ZOE\u0301:\ne\u0301 \u00e9\n\n" * 300
+    (folder / "a.txt").write_text(mixed, encoding="utf-8")
+    out, text = prepared("--input=a.txt")
+    assert (
+        text == mixed.replace("e\u0301", "\u00e9").replace("E\u0301", "\u00c9") and "--normalize=false" in out
+    )
+    out, text = prepared("--input=a.txt", "--normalize=false")
+    assert text == mixed and "accents" not in out
+    (folder / "a.txt").write_text(text.replace("\u0301", ""), encoding="utf-8")
+    assert "accents" not in prepared("--input=a.txt")[0]  # nothing to say where nothing changed
+
+
+@pytest.mark.parametrize("argv", [
+    ["a.txt", "b.txt"], ["--input", "a.txt", "b.txt"], ["--input=a.txt,b.txt"], ["--input=a.txt", "b.txt"],
+    ["."], ["--val_fraction", "0.1", "a.txt", "b.txt"],
+])  # fmt: skip
+def test_files_are_named_as_people_and_shells_name_them(prepared, folder, argv):
+    for name, letter in (("a.txt", "a"), ("b.txt", "b")):
+        (folder / name).write_text(letter * 3000)
+    assert prepared(*argv)[1] == "a" * 3000 + "\n\n" + "b" * 3000
+
+
+def test_a_comma_in_a_name_and_a_home_folder_are_understood(prepared, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "Romeo, Juliet.txt").write_text(play())
+    for argv in (["--input=Romeo, Juliet.txt"], ["Romeo, Juliet.txt"], ["--input=~/Romeo, Juliet.txt"]):
+        assert prepared(*argv)[1] == play()
+
+
+def test_the_default_plays_are_not_touched(folder, monkeypatch):
+    """Their text is checked by its SHA-256; what reads other people's files has no part in it."""
+    (folder / "drama.txt").write_text(COLON)
+    monkeypatch.setattr(prepare, "fetch", lambda source, place: (folder / "drama.txt", "a wheel", 0))
+    prepare.prepare(prepare.Settings(dataset="mine"))
+    assert encoded(folder) == COLON

@@ -1,0 +1,175 @@
+"""CUDA graphs without a GPU: a recording that is played by calling the function again, as CUDA would."""
+
+import contextlib
+import gc
+import weakref
+
+import pytest
+import torch
+from helpers import tiny_model, tokens
+
+from drama import cuda_graph
+from drama.cuda_graph import CudaGraph
+from drama.sampling import generation
+from drama.sampling.generation import GraphDecode, Sampling, generate
+from drama.sampling.packed import KVCache
+
+CUDA = torch.device("cuda")
+
+
+class Recorder:
+    """CUDA's part: what a graph records is not computed, and its replay computes it in the same tensors."""
+
+    def __init__(self, monkeypatch):
+        self.events, self.recording = [], False
+        recorder = self
+
+        class Graph:
+            def replay(self):
+                recorder.events.append("replay")
+                self.compute()
+
+        class Stream:
+            def __init__(self, device):
+                self.device = device
+
+            def wait_stream(self, other):
+                pass
+
+        @contextlib.contextmanager
+        def record(graph, stream, capture_error_mode):
+            self.events.append("record")
+            self.graph, self.recording = graph, True
+            yield
+            self.recording = False
+
+        @contextlib.contextmanager
+        def aside(stream):
+            self.events.append(stream)
+            yield
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "graph", record)
+        monkeypatch.setattr(torch.cuda, "stream", aside)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.events.append("back"))
+
+    def adding_to(self, total):
+        def add(x):
+            result = torch.empty_like(total)
+
+            def compute():
+                result.copy_(total.add_(x))
+
+            if self.recording:
+                self.graph.compute = compute
+            else:
+                compute()
+            return result
+
+        return add
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    return Recorder(monkeypatch)
+
+
+@pytest.mark.parametrize("warm_up", [1, 3])
+def test_it_is_called_while_it_warms_up_then_replayed_and_no_call_counts_twice(recorder, warm_up):
+    run = CudaGraph(recorder.adding_to(torch.zeros(3)), CUDA, warm_up)
+    sums = [run(torch.full((3,), float(n)))[0].item() for n in (1, 2, 3, 4, 5)]
+    assert sums == [1, 3, 6, 10, 15]
+    called, recorded = [run.stream, "back"], [run.stream, "record", "back"]
+    assert recorder.events == called * (warm_up - 1) + recorded + ["replay"] * (5 - warm_up)
+    assert run(torch.zeros(3)) is run(torch.zeros(3))  # the same tensor each time
+
+
+def test_each_graph_has_a_stream_of_its_own_and_a_failed_one_leaves_the_current_stream(recorder, monkeypatch):
+    runs = [CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA) for _ in range(2)]
+    for run in runs:
+        run(torch.ones(1))
+    assert runs[0].stream is not runs[1].stream
+
+    def fails(x):
+        raise RuntimeError("CUDA out of memory.")
+
+    recorder.events.clear()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        CudaGraph(fails, CUDA)(torch.ones(1))
+    assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
+
+
+def test_elsewhere_it_is_just_called_with_tensors_that_stay_in_place(recorder):
+    seen = []
+    run = CudaGraph(lambda x: seen.append(x.data_ptr()) or x + 1, torch.device("cpu"))
+    assert [run(torch.tensor([n]))[0].item() for n in (1, 2, 3)] == [2, 3, 4]
+    assert len(set(seen)) == 1 and recorder.events == []
+
+
+def test_a_cache_is_freed_as_soon_as_nobody_decodes_with_it():
+    """On a GPU it would else be held, graph and all, until Python happens to look for cycles."""
+    model = tiny_model()
+    cache = KVCache(model.config, 1)
+    step = GraphDecode(model, cache, Sampling())
+    step(tokens(1, 1), torch.zeros(1))
+    held = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache, step
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+class Looker:
+    """A director that only looks, and has seen enough after so many tokens."""
+
+    confines = False
+
+    def __init__(self, enough):
+        self.enough, self.seen, self.looks = enough, [], 0
+
+    def confine(self, logits):
+        raise AssertionError("nothing is forbidden")
+
+    def saw(self, tokens):
+        self.looks += 1
+        self.seen.append(tokens)
+
+    def done(self):
+        return sum(part.size(1) for part in self.seen) >= self.enough
+
+
+@pytest.mark.parametrize("enough, length, written", [(20, 100, 32), (100, 40, 40), (16, 100, 16)])
+def test_on_a_gpu_a_director_looks_once_in_many_tokens_and_misses_none(monkeypatch, enough, length, written):
+    model, idx, director = tiny_model(), tokens(2, 4), Looker(enough)
+    plain = generate(model, idx, length)
+    on_gpu = generation.seen_at_a_time
+    monkeypatch.setattr(generation, "seen_at_a_time", lambda director, device: on_gpu(director, CUDA))
+    out = generate(model, idx, length, director=director)
+    assert out.equal(plain[:, : 4 + written]) and torch.cat(director.seen, 1).equal(out[:, 4:])
+    assert director.looks == -(-written // generation.SEEN)
+
+
+def test_a_director_that_forbids_sees_each_token_and_so_does_any_on_a_cpu():
+    looker = Looker(1)
+    assert (
+        generation.seen_at_a_time(None, CUDA) == generation.seen_at_a_time(looker, torch.device("cpu")) == 1
+    )
+    assert generation.seen_at_a_time(looker, CUDA) == generation.SEEN
+    looker.confines = True
+    assert generation.seen_at_a_time(looker, CUDA) == 1
+
+
+def test_decoding_goes_on_from_its_first_token_without_one_lost_to_warming_up():
+    model, idx = tiny_model(arch="modern"), tokens(2, 9)
+    with torch.no_grad():
+        cache = KVCache(model.config, 2)
+        model(idx[:, :8], cache=cache)
+        step = GraphDecode(model, cache, Sampling(temperature=0))
+        assert cache.length == 8
+        logits, _ = step(idx[:, 8:], torch.zeros(2))
+        torch.testing.assert_close(logits, model(idx)[0][:, -1])
