@@ -1,6 +1,6 @@
 import pytest
 
-from drama.training import logs
+from drama.training import picture
 
 HEAD = "iter,loss,time_ms,mfu,tokens_per_s,lr,train_loss,val_loss,val_bits_per_char,sample\n"
 
@@ -27,7 +27,7 @@ def test_the_best_point_is_in_the_picture_when_a_run_overfits(tmp_path):
             real(figure, *where, **how)
 
         m.setattr(matplotlib.Figure, "savefig", remember)
-        logs.draw([path], tmp_path / "loss.png")
+        picture.draw([path], tmp_path / "loss.png")
     low, high = seen[0].axes[0].get_ylim()
     assert low < 0.2 and 1.9 < high < 3
 
@@ -37,7 +37,7 @@ def test_the_values_are_those_of_the_log(tmp_path):
     path.write_text(
         HEAD + '0,,,,,,4.1,4.2,6,\n0,4.0,1,0.1,5,0.001,,,,\n10,3.0,1,0.1,5,0.002,,,,\n10,,,,,,,,,"a\nb"\n'
     )
-    found = logs.read_log(path)
+    found = picture.read_log(path)
     assert (
         found["loss"] == ([0, 10], [4.0, 3.0]) and found["val_loss"] == ([0], [4.2]) and "sample" not in found
     )
