@@ -45,7 +45,7 @@ class Settings:
     """python prepare.py [config/FILE.py ...] [--name=value ...]"""
 
     # What to encode
-    input: FilePath = ""  # your own plays: a text file, a folder of .txt or .fountain files, or a,b,c
+    input: FilePath = ""  # your own plays: text, TEI, Final Draft, Word, a web page, PDF; a folder; a,b,c
     encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
     layout: Layout = "auto"  # how your plays show who speaks: colon, dot, caps, indent, gap, markdown or
     #                          fountain (README shows them); keep: change nothing

@@ -6,25 +6,23 @@ import unicodedata
 from pathlib import Path
 
 from configurator import UserError
+from drama.plays import structured
+from drama.plays.documents import kind_of, text_of
 from drama.plays.layouts import LONGEST, Layout, convert
 
-NO_TEXT = {  # how files begin that people take for text, in lower case
-    b"pk\x03\x04": "a Word or OpenDocument file, or a zip archive",
-    b"\xd0\xcf\x11\xe0": "a file of an older Word",
-    b"{\\rtf": "rich text (RTF), with its markup",
-    b"%pdf": "a PDF",
-    b"\x1f\x8b": "compressed",
-    b"<!doctype html": "a web page, with its markup",
-    b"<html": "a web page, with its markup",
-    b"<?xml": "XML, with its markup",
-}
+# What a folder is searched for. Documents in it that are no play are left out; plain text is taken as it is.
+PLAIN = (".txt", ".fountain")
+DOCUMENTS = (
+    ".md", ".xml", ".fdx", ".docx", ".doc", ".odt", ".rtf", ".html", ".htm", ".xhtml", ".epub", ".pdf",
+)  # fmt: skip
 
 
-def input_files(value: str) -> list[Path]:
-    """The files that --input names, folders expanded. Raises UserError for what cannot be read.
+def input_files(value: str) -> list[tuple[Path, bool]]:
+    """The files that --input names, folders expanded, and whether each was named itself.
 
     Several names are separated by commas or newlines; a file may have a comma in its own name. In a folder,
-    hidden files and folders are left out.
+    hidden files and folders are left out; what else is in it besides plays is said. Raises UserError for
+    what cannot be read.
     """
     names = [
         part for line in value.split("\n") for part in ([line] if Path(line).exists() else line.split(","))
@@ -33,13 +31,9 @@ def input_files(value: str) -> list[Path]:
     for name in filter(None, map(str.strip, names)):
         path = Path(name).expanduser()
         if path.is_dir():
-            texts = [p for p in path.rglob("*") if p.suffix.lower() in (".txt", ".fountain") and p.is_file()]
-            texts = [p for p in texts if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-            if not texts:
-                raise UserError(f"{path} holds no .txt or .fountain file; name other files one by one")
-            files += sorted(texts)
+            files += [(file, False) for file in files_in(path)]
         elif path.is_file():
-            files.append(path)
+            files.append((path, True))
         else:
             raise UserError(f"{path}: " + ("not a plain file" if path.exists() else "no such file"))
     if not files:
@@ -47,12 +41,22 @@ def input_files(value: str) -> list[Path]:
     return files
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The plays in a folder, in order; prints what it passes over. Raises UserError where there are none."""
+    seen = [path for path in folder.rglob("*") if path.is_file()]
+    seen = [p for p in seen if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = sorted(path for path in seen if path.suffix.lower() in PLAIN + DOCUMENTS)
+    if not files:
+        raise UserError(f"{folder} holds no .txt or .fountain file, and none of " + ", ".join(DOCUMENTS))
+    if others := sorted(str(path.relative_to(folder)) for path in set(seen) - set(files)):
+        names = ", ".join(others[:4]) + f" and {len(others) - 4:,} more" * (len(others) > 4)
+        print(f"{folder}: skipped, of kinds that are not read: {names}")
+    return files
+
+
 def read_text(path: Path, encoding: str) -> str:
     """A file's text, newlines as \\n, without a mark at its start. Raises UserError where it is not one."""
     data = path.read_bytes()
-    for beginning, kind in NO_TEXT.items():
-        if data[:500].lstrip().lower().startswith(beginning):
-            raise UserError(f"{path} is {kind}; save it as plain text in UTF-8 (or as Fountain)")
     if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         encoding = "utf-16"
     try:
@@ -73,15 +77,42 @@ def read_text(path: Path, encoding: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def clean(path: Path, encoding: str, layout: Layout, normalize: bool) -> str:
-    """A file's text in the form that a model learns from; prints what it was and what was changed."""
-    text, notes = read_text(path, encoding), []
+def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: bool = True) -> str:
+    """A file's text in the form that a model learns from; prints what it was and what was changed.
+
+    A document that was found in a folder, and not named, has to be a play.
+    """
+    kind, notes = kind_of(path), []
+    if kind == "xml":
+        play = structured.read(path)
+        text, cast, speeches = play.text, list(play.cast), sum(play.cast.values())
+        notes.append(play.kind)
+    else:
+        text = text_of(path, kind) if kind else read_text(path, encoding)
     if marks := text.count("\ufeff"):
         text = text.replace("\ufeff", "")
         notes.append(f"byte-order marks within it removed: {marks}")  # as where files were joined
     if normalize and not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
         notes.append("letters and their accents made one character (--normalize=false leaves them)")
+    if kind == "xml":
+        if left_out := ", ".join(f"{n:,} {what}" for what, n in play.left_out.items()):
+            notes.append(f"left out: {left_out}")
+    else:
+        text, cast, speeches, converted = convert_plain(path, text, layout)
+        notes += converted
+        if not named and not speeches and path.suffix.lower() in DOCUMENTS:
+            raise UserError(f"{path} shows no play; name it itself to have it taken as it is")
+    if speeches:
+        names = ", ".join(cast[:4]) + ", ..." * (len(cast) > 4)
+        notes.append(f"{speeches:,} speeches by {len(cast):,} speakers ({names})")
+    print(f"{path}: {path.stat().st_size:,} bytes" + "".join(f"; {note}" for note in notes))
+    return text
+
+
+def convert_plain(path: Path, text: str, layout: Layout) -> tuple[str, list[str], int, list[str]]:
+    """Plain text in the one form, who speaks in it, the number of speeches, and what there is to say."""
+    notes = []
     if layout == "auto" and path.suffix.lower() == ".fountain":
         layout = "fountain"
     play = convert(text, layout)
@@ -97,21 +128,23 @@ def clean(path: Path, encoding: str, layout: Layout, normalize: bool) -> str:
         notes.append("spaces at the ends of lines removed")
     elif layout == "auto" and not play.speeches:
         notes.append("no speakers found: the text is learned as it is; --layout=...")
-    if play.speeches:
-        names = ", ".join(play.names[:4]) + ", ..." * (len(play.names) > 4)
-        notes.append(f"{play.speeches:,} speeches by {len(play.names):,} speakers ({names})")
-    print(f"{path}: {path.stat().st_size:,} bytes" + "".join(f"; {note}" for note in notes))
-    return play.text
+    return play.text, play.names, play.speeches, notes
 
 
-def cleaned_files(files: list[Path], folder: Path, **kwargs) -> list[Path]:
+def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> list[Path]:
     """The cleaned texts of files, as files in folder; kwargs as `clean` takes them.
 
-    Raises UserError where two hold the same text.
+    What a folder holds that is no play is said and left out. Raises UserError where two hold the same text.
     """
     cleaned, seen, empty = [], {}, True
-    for number, file in enumerate(files):
-        text = clean(file, **kwargs)
+    for number, (file, named) in enumerate(files):
+        try:
+            text = clean(file, named=named, **kwargs)
+        except UserError as e:
+            if named or file.suffix.lower() in PLAIN:
+                raise
+            print(f"skipped: {e}")
+            continue
         empty = empty and not text.strip()
         other = seen.setdefault(hashlib.sha256(text.encode()).digest(), file)
         if other is not file and text:
@@ -119,5 +152,5 @@ def cleaned_files(files: list[Path], folder: Path, **kwargs) -> list[Path]:
         cleaned.append(folder / f"{number}.txt")
         cleaned[-1].write_text(text, encoding="utf-8", newline="")
     if empty:
-        raise UserError(f"{files[0]} is empty" if len(files) == 1 else "the files are all empty")
+        raise UserError(f"{files[0][0]} is empty" if len(files) == 1 else "no file holds a play")
     return cleaned

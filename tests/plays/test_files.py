@@ -71,14 +71,32 @@ def test_a_byte_order_mark_tells_the_encoding(prepared, folder, encoding):
     assert prepared("--input=a.txt")[1] == play()
 
 
-@pytest.mark.parametrize("beginning,kind", [
-    (b"PK\x03\x04\x14\x00", "a Word"), (b"%PDF-1.7", "a PDF"), (b"{\\rtf1\\ansi", "rich text"),
-    (b"\n<!DOCTYPE HTML>", "a web page"), (b"<?xml version='1.0'?><FinalDraft>", "XML"),
+@pytest.mark.parametrize("beginning,words", [
+    (b"PK\x03\x04\x14\x00", "damaged zip archive"), (b"\xd0\xcf\x11\xe0", "older Word"),
+    (b"\x1f\x8b", "compressed; unpack it"), (b"<?xml version='1.0'?><FinalDraft>", "not well-formed"),
+    (b"<?xml version='1.0'?><score-partwise/>", "XML of another kind (<score-partwise>)"),
 ])  # fmt: skip
-def test_what_is_no_plain_text_is_refused_by_its_name(call, folder, beginning, kind):
+def test_what_is_no_plain_text_is_refused_by_its_name(call, folder, beginning, words):
     (folder / "play.txt").write_bytes(beginning + play().encode())
     err = refused(call, "--input=play.txt")
-    assert f"play.txt is {kind}" in err and "save it as plain text" in err
+    assert "play.txt" in err and words in err
+
+
+def test_a_folder_names_what_it_skips(prepared, folder):
+    (folder / "plays").mkdir()
+    (folder / "plays/a.txt").write_text(play())
+    (folder / "plays/cover.jpg").write_bytes(b"picture")
+    (folder / "plays/README.md").write_text("What this folder holds.\n" * 300)
+    (folder / "plays/header.xml").write_text("<?xml version='1.0'?><catalogue/>")
+    (folder / "plays/old.doc").write_bytes(b"\xd0\xcf\x11\xe0")
+    out, text = prepared("--input=plays")
+    assert text == play() and "plays: skipped, of kinds that are not read: cover.jpg" in out
+    for name in (
+        "README.md shows no play",
+        "header.xml is XML of another kind",
+        "old.doc is a file of an older",
+    ):
+        assert f"skipped: plays/{name}" in out
 
 
 def test_chinese_text_in_gb18030_is_refused_with_the_way_out(call, prepared, folder):
