@@ -5,7 +5,8 @@
     python prepare.py --tokenizer=bpe --dataset=bpe        in subword tokens, not in characters
     python train_drama.py --dataset=mine
 
-train.bin and val.bin are little-endian uint16 token ids, the first and the last part of the text.
+train.bin and val.bin are little-endian uint16 token ids. meta.json has the vocabulary, and who speaks in
+each play.
 """
 
 import contextlib
@@ -30,9 +31,8 @@ import numpy as np
 
 from configurator import DASHES, FilePath, UserError, check, configure
 from drama.plays.corpora import Source, fetch
-from drama.plays.files import cleaned_files, input_files
+from drama.plays.files import Text, cleaned_files, input_files, split, written
 from drama.plays.layouts import Layout
-from drama.speech import Speakers
 from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
 
 CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
@@ -56,7 +56,8 @@ class Settings:
     vocab_size: int = 1024  # for bpe: how many different tokens; the more, the more rarely each is seen
     # Where and how
     dataset: str = "drama"  # the folder under data/ to write; train_drama.py --dataset=NAME reads it
-    val_fraction: float = 0.1  # the last part of the text, kept for validation; less for a long text
+    val_fraction: float = 0.1  # kept for validation: whole files of ten and more, else the end of the text
+    validation: FilePath = ""  # the files to keep for validation instead, as input names files
 
     def __post_init__(self):
         check(self, dict(vocab_size=256))  # the bytes alone
@@ -72,12 +73,12 @@ class Settings:
             raise UserError(f"val_fraction={self.val_fraction} is not between 0 and 1")
 
 
-def read_chunks(files: list[Path]):
-    """Yield the text of cleaned files in pieces, an empty line between two of them."""
-    for n, path in enumerate(files):
+def read_chunks(texts: list[Text]):
+    """Yield texts in pieces, an empty line between two of them."""
+    for n, text in enumerate(texts):
         if n:
             yield "\n\n"
-        with open(path, encoding="utf-8", newline="") as f:
+        with open(text.path, encoding="utf-8", newline="") as f:
             while chunk := f.read(CHUNK):
                 yield chunk
 
@@ -91,51 +92,43 @@ def visible(chars: str) -> str:
     return shown + (f"; not visible: {', '.join(names[:8])}{more}" if names else "")
 
 
-def survey(files: list[Path]) -> tuple[str, int, str]:
-    """(its different characters in order, its length, its SHA-256) of the whole text."""
-    seen, length, sha = np.zeros(0x110000, dtype=bool), 0, hashlib.sha256()
-    for chunk in read_chunks(files):
-        seen[np.frombuffer(chunk.encode("utf-32-le"), dtype="<u4")] = True
-        length += len(chunk)
-        sha.update(chunk.encode("utf-8"))
+def survey(splits: list[list[Text]]) -> tuple[str, list[int], str]:
+    """(the different characters in order, the length of each split, the SHA-256 of all text)."""
+    seen, lengths, sha = np.zeros(0x110000, dtype=bool), [], hashlib.sha256()
+    for texts in splits:
+        lengths.append(0)
+        for chunk in read_chunks(texts):
+            seen[np.frombuffer(chunk.encode("utf-32-le"), dtype="<u4")] = True
+            lengths[-1] += len(chunk)
+            sha.update(chunk.encode("utf-8"))
     chars = np.flatnonzero(seen).astype("<u4")
     if len(chars) > UNKNOWN:
         raise UserError(f"the text has {len(chars):,} different characters; at most {UNKNOWN:,} fit")
-    return chars.tobytes().decode("utf-32-le"), length, sha.hexdigest()
-
-
-def pieces(chunks, n_train: int, whole_words: bool):
-    """Yield ("train" or "val", part of the text): the first n_train characters, and then the others.
-
-    With whole_words, parts end where white space begins, so that byte pairs encode the parts as they would
-    the whole. Only a text with no white space in 16 million characters is cut anywhere.
-    """
-    at, held, split = 0, "", "train"
-    for chunk in chunks:
-        left = max(0, n_train - at)
-        at += len(chunk)
-        for name, part in (("train", chunk[:left]), ("val", chunk[left:])):
-            if not part:
-                continue
-            if name != split:
-                yield split, held
-                held, split = "", name
-            held += part
-            cut = len(held)
-            if whole_words and cut < LONGEST_WORD:
-                found = WORD_END.finditer(held, max(0, cut - 1000))
-                cut = max((end.end() for end in found), default=0)
-            yield split, held[:cut]
-            held = held[cut:]
-    yield split, held
+    return chars.tobytes().decode("utf-32-le"), lengths, sha.hexdigest()
 
 
 LONGEST_WORD = 1 << 24  # characters
 WORD_END = re.compile(r"\S(?=\s)")
 
 
-def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict):
-    """Write the three files; adds to meta how many tokens each split has, and the training text's speakers.
+def whole_words(chunks):
+    """Yield a text in pieces that end where white space begins, so that byte pairs encode them as the whole.
+
+    Only a text with no white space in 16 million characters is cut anywhere.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        end = len(held)
+        if end < LONGEST_WORD:
+            end = max((m.end() for m in WORD_END.finditer(held, max(0, end - 1000))), default=0)
+        yield held[:end]
+        held = held[end:]
+    yield held
+
+
+def write_splits(folder: Path, splits: dict[str, list[Text]], tok, meta: dict):
+    """Write the three files; adds to meta how many tokens each split has.
 
     meta.json is removed first and comes last: without it nothing is prepared.
     """
@@ -144,36 +137,54 @@ def write_splits(folder: Path, files: list[Path], tok, n_train: int, meta: dict)
             if time.time() - left.stat().st_mtime > 86_400:  # by one that was killed, not one at work now
                 shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as own:
-        written = {name: Path(own) / name for name in ("train.bin", "val.bin", "meta.json")}
-        counts, speakers = {"train": 0, "val": 0}, Speakers()
-        with open(written["train.bin"], "wb") as train, open(written["val.bin"], "wb") as val:
-            for split, piece in pieces(read_chunks(files), n_train, meta["tokenizer"]["kind"] == "bpe"):
-                ids = tok.encode(piece).astype("<u2", copy=False)
-                (train if split == "train" else val).write(ids.data)
-                counts[split] += len(ids)
-                if split == "train":
-                    speakers.read(piece)
-            for f in (train, val):
+        for name, texts in splits.items():
+            with open(Path(own) / f"{name}.bin", "wb") as f:
+                for piece in whole_words(read_chunks(texts)):
+                    f.write(tok.encode(piece).astype("<u2", copy=False).data)
+                meta[f"{name}_tokens"] = f.tell() // 2
                 f.flush()
                 os.fsync(f.fileno())
-        meta |= {f"{split}_tokens": count for split, count in counts.items()} | {"speakers": speakers.names}
-        with open(written["meta.json"], "w", encoding="utf-8") as f:
+        with open(Path(own) / "meta.json", "w", encoding="utf-8") as f:
             json.dump(meta, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
         (folder / "meta.json").unlink(missing_ok=True)
-        for name, path in written.items():
-            os.replace(path, folder / name)
+        for name in ("train.bin", "val.bin", "meta.json"):
+            os.replace(Path(own) / name, folder / name)
 
 
-def make_tokenizer(settings: Settings, chars: str, files: list[Path], n_train: int):
-    """The tokenizer that is asked for; bpe is learned from the first n_train characters."""
+def make_tokenizer(settings: Settings, chars: str, train: list[Text]):
+    """The tokenizer that is asked for; bpe is learned from the texts to train on."""
     if settings.tokenizer == "gpt2":
         return BPETokenizer.gpt2()
     if settings.tokenizer == "bpe":
-        parts = pieces(read_chunks(files), n_train, True)
-        return BPETokenizer.learn((part for split, part in parts if split == "train"), settings.vocab_size)
+        return BPETokenizer.learn(whole_words(read_chunks(train)), settings.vocab_size)
     return CharTokenizer(chars)
+
+
+def read_texts(settings: Settings, folder: Path) -> tuple[str, list[Text], list[Text]]:
+    """(where the text is from, the texts to train on, those to validate on), their files in folder."""
+    if not settings.input:
+        file, source, n_val = fetch(settings.source, folder)
+        text = written(folder / "text", source, file.read_text(encoding="utf-8"))
+        return source, *split([text], settings.val_fraction, n_val)
+    kwargs = dict(encoding=settings.encoding, layout=settings.layout, normalize=settings.normalize)
+    source, files = settings.input.replace("\n", ","), input_files(settings.input)
+    if not settings.validation:
+        train, val = split(cleaned_files(files, folder, **kwargs), settings.val_fraction)
+    else:
+        named = input_files(settings.validation)
+        held_out = {path.resolve() for path, _ in named}
+        files = [file for file in files if file[0].resolve() not in held_out]
+        if not files:
+            raise UserError("validation names all files of input; leave some to train on")
+        texts = cleaned_files(files + named, folder, **kwargs)
+        val = [text for text in texts if Path(text.source).resolve() in held_out]
+        train = [text for text in texts if text not in val]
+    if not {text.source for text in train} & {text.source for text in val}:  # whole files
+        names = ", ".join(Path(text.source).name for text in val[:4]) + ", ..." * (len(val) > 4)
+        print(f"held out for validation: {len(val):,} of {len(train) + len(val):,} files ({names})")
+    return source, train, val
 
 
 def prepare(settings: Settings):
@@ -184,26 +195,24 @@ def prepare(settings: Settings):
     started = time.perf_counter()
     folder = Path("data", settings.dataset)
     with tempfile.TemporaryDirectory() as temporary:
-        if settings.input:
-            kwargs = dict(encoding=settings.encoding, layout=settings.layout, normalize=settings.normalize)
-            files = cleaned_files(input_files(settings.input), Path(temporary), **kwargs)
-            source, n_val = settings.input.replace("\n", ","), 0
-        else:
-            file, source, n_val = fetch(settings.source, Path(temporary))
-            files = [file]
-        chars, length, sha256 = survey(files)
-        n_train = length - n_val if n_val else int(length * (1 - settings.val_fraction))
-        n_val = length - n_train
-        if min(n_train, n_val) < SHORTEST:
+        source, train, val = read_texts(settings, Path(temporary))
+        chars, lengths, sha256 = survey([train, val])
+        length = sum(lengths)
+        if min(lengths) < SHORTEST:
             smaller = min(settings.val_fraction, 1 - settings.val_fraction)
             needed = math.ceil(SHORTEST / smaller) + 1
             raise UserError(f"{source} is too short: {length:,} characters, where {needed:,} are needed")
-        tok = make_tokenizer(settings, chars, files, n_train)
+        tok = make_tokenizer(settings, chars, train)
         folder.mkdir(parents=True, exist_ok=True)
-        meta = dict(
-            source=source, sha256=sha256, characters=length, val_characters=n_val, tokenizer=tok.to_dict()
-        )
-        write_splits(folder, files, tok, n_train, meta)
+        plays = [
+            dict(source=text.source, split=name, characters=text.characters, speakers=text.speakers)
+            for name, texts in (("train", train), ("val", val))
+            for text in texts
+        ]
+        meta = dict(source=source, sha256=sha256, characters=length, val_characters=lengths[1])
+        meta |= dict(tokenizer=tok.to_dict(), plays=plays)
+        meta["speakers"] = list(dict.fromkeys(name for text in train for name in text.speakers))
+        write_splits(folder, dict(train=train, val=val), tok, meta)
     seconds = time.perf_counter() - started
     print(f"{length:,} characters, {len(chars):,} different ones: {visible(chars)}")
     if settings.tokenizer != "char":

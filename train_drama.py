@@ -81,7 +81,8 @@ class Settings:
     seed: int = 1337  # another seed, another run
     # Evaluation and output
     eval_interval: int = 250  # iterations between evaluations; each reads as much text as two val splits
-    eval_iters: int = 0  # 0: the whole val split; else at most this many batches of windows, for a huge one
+    eval_iters: int = 0  # 0: the whole val split, or a part that takes less time than the training between
+    #                      two evaluations; else at most this many batches of windows
     log_interval: int = 10  # iterations between lines
     sample_interval: int = 0  # iterations between short samples, to see it learn to speak; 0: none
     tensorboard: bool = False  # write to out_dir/tensorboard as well; needs pip install tensorboard
@@ -245,6 +246,10 @@ def train_loop(run: Run, report: Report, stop: Stop):
         if (line_due or machine.any_rank_is_cheap) and machine.any_rank(stop):
             break
     run.save_last()
+    if run.finished and run.corpus.eval_windows(run.settings) and not run.settings.eval_iters:
+        losses = run.corpus.evaluate_whole(run.model, run.settings, machine, stop)
+        if losses is not None:
+            report.evaluation(losses)
 
 
 # ---------------------------------------------------------------------------- a whole training

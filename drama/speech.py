@@ -6,6 +6,7 @@ A play is speeches, each a name, a colon and lines, with an empty line between t
 import json
 import re
 import unicodedata
+from collections import Counter
 
 from drama.tokenizer import UnknownCharacters
 
@@ -27,20 +28,10 @@ def speeches(text: str) -> list[tuple[str, str]]:
     return spoken
 
 
-class Speakers:
-    """Who speaks in a text that is read in pieces: `names`, in the order in which they first do."""
-
-    LONGEST = 10_000_000  # characters; of a longer text no names are kept, since it may have too many
-
-    def __init__(self):
-        self.names, self.length, self.tail = [], 0, "\n\n"
-
-    def read(self, piece: str):
-        self.length += len(piece)
-        text = self.tail + piece
-        self.tail = text[-64:]  # a speech's first line may end in the next piece
-        names = self.names + [name.strip() for name in NEXT_SPEECH.findall(text) if name.strip()]
-        self.names = list(dict.fromkeys(names)) if self.length <= self.LONGEST else []
+def speakers(text: str) -> dict[str, int]:
+    """How many speeches each name has, in the order in which they first speak."""
+    names = (name.strip() for name in NEXT_SPEECH.findall("\n\n" + text))
+    return dict(Counter(name for name in names if name))
 
 
 def colon(name: str, tok) -> str:

@@ -1,13 +1,12 @@
 """What a speech is, who speaks in a text, and plays as Fountain and JSON."""
 
 import json
+from collections import Counter
 
-import pytest
-from helpers import play
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from drama.speech import Speakers, as_json, fountain, speeches
+from drama.speech import as_json, fountain, speakers, speeches
 
 TEXT = "LUCIO:\nGood day.\nSpeak.\n\nFirst Lord:\nNo:\nnever.\n\n"
 
@@ -20,16 +19,6 @@ def test_speeches_are_told_apart():
 
 
 # ---------------------------------------------------------------------------- who speaks in a text
-
-
-def found_in(pieces, longest=Speakers.LONGEST):
-    class Bounded(Speakers):
-        LONGEST = longest
-
-    speakers = Bounded()
-    for piece in pieces:
-        speakers.read(piece)
-    return speakers.names
 
 
 # What headings are made of, and what only looks like one.
@@ -50,29 +39,15 @@ PARTS = [
 ]
 
 
-@given(st.lists(st.sampled_from(PARTS), max_size=30).map("".join), st.lists(st.integers(0, 70), max_size=40))
-@example("LUCIO:\n\nISABELLA:\nNo.", [])  # who is there and says nothing
-@example("\n\n" + "A" * 60 + ":\n\nISABELLA:\nNo.", [65])
-@example("LUCIO:\nNo.\n\nLUCIO :\nYes.", [])
-def test_speakers_are_those_of_the_speeches_whatever_the_pieces(text, sizes):
-    text, pieces, at = text + "\n", [], 0
-    for size in sizes:
-        pieces.append(text[at : at + size])
-        at += size
-    names = dict.fromkeys(name for name, _ in speeches(text) if name)  # in the order of their first speeches
-    assert found_in([*pieces, text[at:]]) == list(names)
-
-
-def test_speakers_of_a_play_read_character_by_character_are_in_the_order_of_their_first_speech():
-    text = play()
-    order = sorted(["LUCIO", "ISABELLA", "First Lord"], key=lambda name: text.index(f"{name}:"))
-    assert found_in(text) == found_in([text]) == order
-
-
-@pytest.mark.parametrize("pieces", [[TEXT], [TEXT[:20], TEXT[20:]], list(TEXT)])
-def test_no_speakers_are_kept_of_a_text_beyond_the_longest(pieces):
-    assert found_in(pieces, longest=len(TEXT)) == ["LUCIO", "First Lord"]
-    assert found_in(pieces, longest=len(TEXT) - 1) == [] == found_in([*pieces, "."], longest=len(TEXT))
+@given(st.lists(st.sampled_from(PARTS), max_size=30).map("".join))
+@example("LUCIO:\n\nISABELLA:\nNo.")  # who is there and says nothing
+@example("\n\n" + "A" * 60 + ":\n\nISABELLA:\nNo.")
+@example("LUCIO:\nNo.\n\nLUCIO :\nYes.")
+def test_speakers_are_those_of_the_speeches_in_the_order_of_their_first(text):
+    names = [name for name, _ in speeches(text + "\n") if name]
+    assert speakers(text + "\n") == dict(Counter(names)) and list(speakers(text + "\n")) == [
+        *dict.fromkeys(names)
+    ]
 
 
 # ---------------------------------------------------------------------------- forms

@@ -603,27 +603,3 @@ def test_a_disk_that_fills_keeps_the_earlier_state_and_can_be_made_good(call, co
         assert equal(weights("whole"), weights("small/m"))
     finally:
         subprocess.run(["umount", small], check=True)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("cuda_graph", [False, True])
-def test_cuda_trains_and_resumes(train, compile, cuda_graph):
-    how = dict(device="cuda", dtype="float32", compile=compile, cuda_graph=cuda_graph)
-    whole = train(out_dir="whole", **how)
-    train(out_dir="parts", **{**how, "max_iters": 7})
-    parts = train(out_dir="parts", **how)
-    assert parts["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-2) and whole["val_loss"] < 3.4
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(
-    "how", [{}, dict(arch="modern", optimizer="muon"), dict(gradient_accumulation_steps=2)]
-)
-def test_a_cuda_graph_trains_the_same_model_dropout_and_all(train, how):
-    for graph in (False, True):
-        train(out_dir=f"{graph}", device="cuda", dtype="float32", compile=False, cuda_graph=graph, **how)
-    for name, a in weights("False").items():
-        torch.testing.assert_close(a, weights("True")[name], rtol=1e-3, atol=1e-4)

@@ -3,12 +3,14 @@
 import codecs
 import hashlib
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import UserError
 from drama.plays import structured
 from drama.plays.documents import kind_of, text_of
 from drama.plays.layouts import LONGEST, Layout, convert
+from drama.speech import speakers
 
 # What a folder is searched for. Documents in it that are no play are left out; plain text is taken as it is.
 PLAIN = (".txt", ".fountain")
@@ -131,8 +133,23 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[str, list[str]
     return play.text, play.names, play.speeches, notes
 
 
-def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> list[Path]:
-    """The cleaned texts of files, as files in folder; kwargs as `clean` takes them.
+@dataclass
+class Text:
+    """A text as it will be encoded: its own file, where it is from, and who speaks in it how often."""
+
+    path: Path
+    source: str
+    characters: int
+    speakers: dict[str, int]
+
+
+def written(path: Path, source: str, text: str) -> Text:
+    path.write_text(text, encoding="utf-8", newline="")
+    return Text(path, source, len(text), speakers(text))
+
+
+def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> list[Text]:
+    """The cleaned texts of files, written into folder; kwargs as `clean` takes them.
 
     What a folder holds that is no play is said and left out. Raises UserError where two hold the same text.
     """
@@ -145,12 +162,44 @@ def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> lis
                 raise
             print(f"skipped: {e}")
             continue
-        empty = empty and not text.strip()
         other = seen.setdefault(hashlib.sha256(text.encode()).digest(), file)
         if other is not file and text:
             raise UserError(f"{other} and {file} hold the same text; leave one of them out")
-        cleaned.append(folder / f"{number}.txt")
-        cleaned[-1].write_text(text, encoding="utf-8", newline="")
+        empty = empty and not text.strip()
+        cleaned.append(written(folder / f"{number}.txt", str(file), text))
     if empty:
         raise UserError(f"{files[0][0]} is empty" if len(files) == 1 else "no file holds a play")
     return cleaned
+
+
+MANY = 10  # files from which on whole ones are held out
+
+
+def split(texts: list[Text], val_fraction: float, n_val: int = 0) -> tuple[list[Text], list[Text]]:
+    """The texts to train on, and those to validate on: about val_fraction of them, or n_val characters.
+
+    Of many files, whole ones, spread evenly, since the last tenth of a sorted folder is authors W to Z. Of
+    fewer, the end of their text.
+    """
+    total = sum(text.characters for text in texts)
+    if len(texts) < MANY:
+        return cut(texts, total - n_val if n_val else int(total * (1 - val_fraction)))
+    train, val = [], []
+    for n, text in enumerate(texts, start=1):
+        due = round(n * val_fraction) > round((n - 1) * val_fraction)
+        (val if due else train).append(text)
+    return (train, val) if train and val else cut(texts, int(total * (1 - val_fraction)))
+
+
+def cut(texts: list[Text], n_train: int) -> tuple[list[Text], list[Text]]:
+    """The first n_train characters of texts, and the others."""
+    train, val = [], []
+    for text in texts:
+        left = n_train - sum(text.characters for text in train)
+        if 0 < left < text.characters:
+            whole = text.path.read_text(encoding="utf-8")
+            train.append(written(text.path.with_suffix(".train"), text.source, whole[:left]))
+            val.append(written(text.path.with_suffix(".val"), text.source, whole[left:]))
+        else:
+            (train if left else val).append(text)
+    return train, val

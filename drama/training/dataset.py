@@ -26,6 +26,7 @@ AGAIN = "run prepare.py again"
 CPU_PART = 2048  # tokens of a batch read at a time in float32, so that a CPU's caches hold them
 # A batch of evaluation: fixed, so that no setting of a training changes how its losses are rounded.
 EVAL_TOKENS = 4096
+WHOLE = 2**18  # tokens of a validation split that every evaluation reads whole
 EVAL_LOGITS = 2**26  # fewer tokens where each has many: at 10 bytes per logit, 0.7 GB
 
 
@@ -113,11 +114,12 @@ class Corpus:
     def evaluate(self, model: GPT, settings: Settings, machine: Machine, stop=None) -> dict | None:
         """train_loss, val_loss, val_bits_per_char; None when stop asks for an end before they are done.
 
-        The validation loss is over the whole split, or eval_iters batches of it; the training loss over as
-        many windows, always the same ones.
+        The validation loss is over the whole split or, where that is large, over as much of it as half of
+        what is trained between two evaluations, in windows that are always the same ones; val_part then says
+        how much. With eval_iters, over at most that many batches. The training loss is over as many windows.
         """
         sizes = settings.block_size, self.val.vocab_size
-        limit = settings.eval_iters * windows_per_batch(*sizes)
+        limit = self.eval_windows(settings)
         val_windows = fixed_windows(len(self.val), *sizes, limit)
         count = sum(len(starts) for starts, _ in val_windows)
         train_windows = fixed_windows(len(self.train), *sizes, limit=count)
@@ -125,8 +127,28 @@ class Corpus:
         val_loss = evaluate(model, self.val, val_windows, machine, stop)
         if train_loss is None or val_loss is None:
             return None
-        bits = val_loss / math.log(2) * len(self.val) / self.val_characters
-        return dict(train_loss=train_loss, val_loss=val_loss, val_bits_per_char=bits)
+        losses = dict(train_loss=train_loss, val_loss=val_loss, val_bits_per_char=self.bits(val_loss))
+        whole = count * settings.block_size >= len(self.val) - 1
+        return losses if whole else losses | dict(val_part=count * settings.block_size / len(self.val))
+
+    def evaluate_whole(self, model: GPT, settings: Settings, machine: Machine, stop=None) -> dict | None:
+        """val_loss and val_bits_per_char over the whole split; None when stop asks for an end."""
+        windows = fixed_windows(len(self.val), settings.block_size, self.val.vocab_size)
+        val_loss = evaluate(model, self.val, windows, machine, stop)
+        return None if val_loss is None else dict(val_loss=val_loss, val_bits_per_char=self.bits(val_loss))
+
+    def bits(self, loss: float) -> float:
+        """Bits per character of a validation loss in nats per token."""
+        return loss / math.log(2) * len(self.val) / self.val_characters
+
+    def eval_windows(self, settings: Settings) -> int:
+        """How many windows an evaluation reads of a split at most; 0: all."""
+        if settings.eval_iters:
+            return settings.eval_iters * windows_per_batch(settings.block_size, self.val.vocab_size)
+        if len(self.val) <= WHOLE:
+            return 0
+        s = settings
+        return s.eval_interval * s.gradient_accumulation_steps * s.batch_size // 2 or 1
 
 
 def load_data(name: str, block_size: int, machine: Machine) -> Corpus:

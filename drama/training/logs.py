@@ -31,6 +31,7 @@ COLUMNS = {
     "train_loss": "train loss {:.4f}",
     "val_loss": "val loss {:.4f}",
     "val_bits_per_char": "{:.4f} bits per character",
+    "val_part": "on {:.1%} of the validation split",
     "sample": "",
 }
 

@@ -1,7 +1,9 @@
 """What people bring as plays: encodings, byte-order marks, accents, layouts, folders, names of files."""
 
 import codecs
+import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +187,68 @@ def test_the_default_plays_are_not_touched(folder, monkeypatch):
     monkeypatch.setattr(prepare, "fetch", lambda source, place: (folder / "drama.txt", "a wheel", 0))
     prepare.prepare(prepare.Settings(dataset="mine"))
     assert encoded(folder) == COLON
+
+
+# ---------------------------------------------------------------------------- what is held out
+
+
+def many(folder, sizes):
+    (folder / "plays").mkdir()
+    for n, size in enumerate(sizes):
+        (folder / f"plays/{n:02}.txt").write_text(play(size, seed=n))
+
+
+@pytest.mark.parametrize("sizes", [[30] * 10, [20] * 40, [100, *[10] * 30], range(5, 60, 3)])
+def test_of_many_files_whole_ones_are_held_out_spread_over_all(prepared, folder, sizes):
+    many(folder, sizes)
+    out, _ = prepared("--input=plays")
+    meta = json.loads((folder / "data/mine/meta.json").read_text())
+    held = [each for each in meta["plays"] if each["split"] == "val"]
+    kept = [each for each in meta["plays"] if each["split"] == "train"]
+    assert (
+        len(held) + len(kept) == len(sizes)
+        and f"held out for validation: {len(held)} of {len(sizes)} files" in out
+    )
+    share = sum(each["characters"] for each in held) / sum(each["characters"] for each in meta["plays"])
+    assert 0.05 < share < 0.16
+    numbers = [int(Path(each["source"]).stem) for each in held]
+    assert len(held) < 2 or max(b - a for a, b in itertools.pairwise(numbers)) < 0.7 * len(sizes)
+    texts = {each["source"]: Path(each["source"]).read_text() for each in meta["plays"]}
+    ids = {name: np.fromfile(folder / f"data/mine/{name}.bin", "<u2") for name in ("train", "val")}
+    chars = meta["tokenizer"]["chars"]
+    for name, part in (("train", kept), ("val", held)):
+        assert "".join(chars[n] for n in ids[name]) == "\n\n".join(texts[each["source"]] for each in part)
+    assert meta["val_characters"] == len(ids["val"])
+
+
+def test_few_files_are_cut_where_their_text_ends(prepared, folder):
+    many(folder, [40] * 9)
+    out, text = prepared("--input=plays")
+    meta = json.loads((folder / "data/mine/meta.json").read_text())
+    assert [each["split"] for each in meta["plays"]] == ["train"] * 9 + ["val"] and "held out" not in out
+    assert text == "\n\n".join(play(40, seed=n) for n in range(9))
+    assert meta["val_characters"] / meta["characters"] == pytest.approx(0.1, abs=0.002)
+
+
+def test_named_files_are_held_out_instead_wherever_they_lie(call, prepared, folder):
+    many(folder, [40] * 4)
+    (folder / "other.txt").write_text(play(40, seed=99))
+    out, _ = prepared("--input=plays", "--validation=plays/02.txt,other.txt")
+    meta = json.loads((folder / "data/mine/meta.json").read_text())
+    held = [Path(each["source"]).name for each in meta["plays"] if each["split"] == "val"]
+    assert (
+        held == ["02.txt", "other.txt"] and "held out for validation: 2 of 5 files (02.txt, other.txt)" in out
+    )
+    assert "leave some to train on" in refused(call, "--input=other.txt", "--validation=other.txt")
+
+
+def test_the_meta_data_know_who_speaks_in_each_play_how_often(prepared, folder):
+    (folder / "a.txt").write_text("ANNA:\nYes.\n\nBEN:\nNo.\n\n" * 200)
+    (folder / "b.txt").write_text("CLEO:\nWell.\n\nANNA:\nSo.\n\n" * 20)
+    prepared("--input=a.txt,b.txt", "--validation=b.txt")
+    meta = json.loads((folder / "data/mine/meta.json").read_text())
+    assert [each["speakers"] for each in meta["plays"]] == [
+        {"ANNA": 200, "BEN": 200},
+        {"CLEO": 20, "ANNA": 20},
+    ]
+    assert meta["speakers"] == ["ANNA", "BEN"]  # of what is trained on

@@ -38,7 +38,7 @@ def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, 
         (corpus / "nano" / name).write_text(code)
     small_models(monkeypatch)
     before = sorted((corpus / "data").iterdir())
-    argv = ("train", "sample", "--rounds=2", "--against=nano", "--dtype=float32")
+    argv = ("train", "sample", "--rounds=1", "--against=nano", "--dtype=float32")
     status, out, err = call("bench.py", *argv)
     assert (status, err) == (0, "")
     figures = last_line(out)
@@ -147,4 +147,5 @@ def test_a_model_is_measured_in_every_format_that_takes_it(call, train, monkeypa
     assert "hf, ms per character" in out and "limit_train_ms" not in figures
     train(out_dir="n", arch="modern")
     status, out, err = call("bench.py", "formats", "--out_dir=n", "--rounds=1")
-    assert status == 0 and "gguf: arch='modern' has no counterpart" in out and "gguf_ms" not in last_line(out)
+    assert status == 0 and "gguf_ms" not in last_line(out)
+    assert out.count("has no counterpart in llama.cpp") == 2  # in either number format

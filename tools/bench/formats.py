@@ -7,7 +7,7 @@ out: what a format has no class for, libraries that are not installed, and the p
 import contextlib
 import io
 import os
-import time
+import timeit
 from functools import partial
 from pathlib import Path
 
@@ -38,10 +38,8 @@ def writer_of_transformers(path: Path, folder: Path):
     transformers = optional("transformers")
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    idx = torch.zeros(1, 1, dtype=torch.long)
-    return lambda n: model.generate(
-        idx, max_new_tokens=n, do_sample=False, attention_mask=torch.ones_like(idx)
-    )
+    job = dict(attention_mask=torch.ones(1, 1, dtype=torch.long), do_sample=False)
+    return lambda n: model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=n, **job)
 
 
 def writer_of_onnxruntime(path: Path, folder: Path):
@@ -84,9 +82,7 @@ def seconds_of(writer, path: Path, folder: Path, n: int) -> float:
     """Seconds for n characters, after some to warm up."""
     write = writer(path, folder)
     write(20)
-    start = time.perf_counter()
-    write(n)
-    return time.perf_counter() - start
+    return timeit.timeit(lambda: write(n), number=1)
 
 
 def bench_formats(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -> dict:

@@ -86,7 +86,7 @@ def in_a_process(function, *args, timeout: float | None = None):
         try:
             return pool.submit(function, *args).result(timeout)
         except BaseException:
-            for process in list(pool._processes.values()):  # leaving `with` waits for it
+            for process in list((pool._processes or {}).values()):  # leaving `with` waits for it
                 process.kill()
             raise
 

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from pathlib import Path
 
 from drama.program import ROOT
@@ -20,12 +21,11 @@ from drama.device import find_device, find_dtype
 from drama.sampling.generation import Sampling, generate
 from drama.sampling.packed import pack
 from drama.training.dataset import Corpus
-from drama.training.machine import Machine, training_machine
+from drama.training.machine import Machine
 from model import GPT
 from tools.bench import programs
 from tools.bench.programs import NanoGPT, Settings, in_a_process, python
 from train_drama import Settings as TrainSettings
-from train_drama import find_corpus
 
 ITERATIONS = 5  # timed of each process, and one before them that is not
 FEW = dict(max_iters=ITERATIONS, log_interval=1, eval_iters=1)  # all three mean the same in nanoGPT
@@ -103,24 +103,14 @@ def bench_busy(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -
     return measured
 
 
-def default_corpus() -> Corpus:
-    """Fetched when it is not there."""
-    return find_corpus(TrainSettings(), training_machine("cpu", "float32"))
-
-
-def limits(machine: Machine) -> dict:
+def limits(machine: Machine, corpus: Corpus) -> dict:
     """What figures would be with nothing but their arithmetic, or their reading of memory, to do."""
     settings = TrainSettings()
-    gpt = GPT(settings.model_config(default_corpus().val.vocab_size))
+    gpt = GPT(settings.model_config(corpus.val.vocab_size))
     rate, _ = machine.peak_flops()
     tokens = settings.batch_size * settings.block_size
     block = torch.ones(1 << 28, device=machine.device)  # 1 GB: no cache holds it
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        block.sum().item()
-        seconds.append(time.perf_counter() - start)
-    bandwidth = block.nbytes / min(seconds)
+    bandwidth = block.nbytes / min(timeit.repeat(lambda: block.sum().item(), number=1, repeat=5))
     weights = gpt.num_params() * machine.dtype.itemsize
     half = settings.block_size // 2  # positions in the cache: 0 to block_size, then half of it to all
     positions = [n if n < 2 * half else half + n % half for n in range(CHARACTERS)]
