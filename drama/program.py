@@ -58,27 +58,16 @@ def set_threads():
 
 def cpu_quota(root: Path = Path("/")) -> int:
     """How many processors' time Linux lets this process have, in a container for example; 0: all of them."""
-    least = math.inf
+    quotas = [math.inf]
     try:
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-            for folder in (Path(path), *Path(path).parents):  # a limit of any of them holds
-                group = top / folder.relative_to("/")
-                if (group / "cpu.max").is_file():
-                    allowed, period = (group / "cpu.max").read_text().split()
-                elif (group / "cpu.cfs_quota_us").is_file():  # of older systems
-                    allowed = (group / "cpu.cfs_quota_us").read_text()
-                    period = (group / "cpu.cfs_period_us").read_text()
-                else:
-                    continue
-                if allowed != "max" and int(allowed) > 0:
-                    least = min(least, int(allowed) / int(period))
+        path = Path((root / "proc/self/cgroup").read_text().strip().rpartition("::")[2])
+        for folder in (path, *path.parents):  # a limit of any of them holds
+            limit = root / "sys/fs/cgroup" / folder.relative_to("/") / "cpu.max"
+            if limit.is_file() and not (words := limit.read_text().split())[0] == "max":
+                quotas.append(int(words[0]) / int(words[1]))
     except (OSError, ValueError):  # another system, or nothing known of it
         return 0
-    return math.ceil(least) if least < (os.cpu_count() or 1) else 0
+    return math.ceil(min(quotas)) if min(quotas) < (os.cpu_count() or 1) else 0
 
 
 def without_package(kind, error, trace):

