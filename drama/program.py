@@ -63,8 +63,9 @@ def cpu_quota(root: Path = Path("/")) -> int:
         path = Path((root / "proc/self/cgroup").read_text().strip().rpartition("::")[2])
         for folder in (path, *path.parents):  # a limit of any of them holds
             limit = root / "sys/fs/cgroup" / folder.relative_to("/") / "cpu.max"
-            if limit.is_file() and not (words := limit.read_text().split())[0] == "max":
-                quotas.append(int(words[0]) / int(words[1]))
+            allowed, *period = limit.read_text().split() if limit.is_file() else ["max"]
+            if allowed != "max":
+                quotas.append(int(allowed) / int(period[0]))
     except (OSError, ValueError):  # another system, or nothing known of it
         return 0
     return math.ceil(min(quotas)) if min(quotas) < (os.cpu_count() or 1) else 0
