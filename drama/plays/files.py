@@ -9,7 +9,7 @@ from pathlib import Path
 from configurator import UserError
 from drama.plays import structured
 from drama.plays.documents import kind_of, text_of
-from drama.plays.layouts import LONGEST, Layout, convert
+from drama.plays.layouts import LONGEST, Layout, Play, convert, preview
 from drama.speech import speakers
 
 # What a folder is searched for. Documents in it that are no play are left out; plain text is taken as it is.
@@ -79,15 +79,18 @@ def read_text(path: Path, encoding: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: bool = True) -> str:
+def clean(
+    path: Path, encoding: str, layout: Layout, normalize: bool, named: bool = True, show: bool = False
+) -> str:
     """A file's text in the form that a model learns from; prints what it was and what was changed.
 
-    A document that was found in a folder, and not named, has to be a play.
+    A document that was found in a folder, and not named, has to be a play. show: also who speaks, what is
+    left out and what is doubtful.
     """
     kind, notes = kind_of(path), []
     if kind == "xml":
         play = structured.read(path)
-        text, cast, speeches = play.text, list(play.cast), sum(play.cast.values())
+        text, cast = play.text, play.cast
         notes.append(play.kind)
     else:
         text = text_of(path, kind) if kind else read_text(path, encoding)
@@ -100,20 +103,25 @@ def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: boo
     if kind == "xml":
         if left_out := ", ".join(f"{n:,} {what}" for what, n in play.left_out.items()):
             notes.append(f"left out: {left_out}")
+        details = "\n".join(f"  {n:6,} {name}" for name, n in sorted(cast.items(), key=lambda item: -item[1]))
     else:
-        text, cast, speeches, converted = convert_plain(path, text, layout)
+        play, converted = convert_plain(path, text, layout)
         notes += converted
-        if not named and not speeches and path.suffix.lower() in DOCUMENTS:
+        details, text = preview(text, play), play.text
+        cast = {name: n for name, (n, _) in play.cast.items()}
+        if not named and not cast and path.suffix.lower() in DOCUMENTS:
             raise UserError(f"{path} shows no play; name it itself to have it taken as it is")
-    if speeches:
-        names = ", ".join(cast[:4]) + ", ..." * (len(cast) > 4)
-        notes.append(f"{speeches:,} speeches by {len(cast):,} speakers ({names})")
+    if cast:
+        names = ", ".join(list(cast)[:4]) + ", ..." * (len(cast) > 4)
+        notes.append(f"{sum(cast.values()):,} speeches by {len(cast):,} speakers ({names})")
     print(f"{path}: {path.stat().st_size:,} bytes" + "".join(f"; {note}" for note in notes))
+    if show:
+        print(details)
     return text
 
 
-def convert_plain(path: Path, text: str, layout: Layout) -> tuple[str, list[str], int, list[str]]:
-    """Plain text in the one form, who speaks in it, the number of speeches, and what there is to say."""
+def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str]]:
+    """Plain text in the one form, and what to say of it. Raises UserError for a layout that it is not in."""
     notes = []
     if layout == "auto" and path.suffix.lower() == ".fountain":
         layout = "fountain"
@@ -124,13 +132,19 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[str, list[str]
         notes.append("too long for one play, so its layout was not looked for (--layout names it)")
     elif play.layout:
         notes.append(f"from the layout {play.layout} (--layout=keep takes it as it is)")
-        if play.left_out:
-            notes.append(f"{play.left_out:,} lines left out (headings, stage directions)")
+        headings, directions = play.kinds.count("heading"), play.kinds.count("direction")
+        if left_out := headings + directions:
+            what = f"headings {headings:,}, stage directions {directions:,}"
+            notes.append(f"{left_out:,} lines left out ({what})")
     elif play.text != text:
         notes.append("spaces at the ends of lines removed")
-    elif layout == "auto" and not play.speeches:
-        notes.append("no speakers found: the text is learned as it is; --layout=...")
-    return play.text, play.names, play.speeches, notes
+    elif play.reason:
+        notes.append(f"the text is learned as it is: {play.reason}")
+    if play.doubtful and (play.layout or play.reason):
+        lines = text.split("\n")
+        first = "; ".join(f"line {i + 1}: {lines[i].strip()[:40]!r}" for i in sorted(play.doubtful)[:3])
+        notes.append(f"doubtful lines: {len(play.doubtful):,} ({first}; --preview=true shows more)")
+    return play, notes
 
 
 @dataclass

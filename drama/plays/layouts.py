@@ -1,173 +1,461 @@
-"""Plays in common layouts of plain text, converted to the one that a model learns from.
+"""Plain text of plays, from the layouts that people type into the one that a model learns from.
 
 That one is: a name and a colon on a line of their own, then the speech's lines, then an empty line.
+
+Every line is accounted for: a name, speech, a direction, a heading, or doubtful. A text is converted where
+names come back and next to nothing is doubtful; otherwise it stays as it is.
 """
 
+import functools
+import itertools
 import re
 import unicodedata
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import Literal
 
-from drama.speech import NEXT_SPEECH
+from drama.plays.names import CAPITALS, ENDS, FIRST, MARKED, PARTICLES, TIME, Head, head_of, shape, shouted
+from drama.plays.unspoken import BLANKS, CLOSE, brackets, titled, unspoken, without
 
-Layout = Literal["auto", "keep", "colon", "dot", "caps", "indent", "gap", "markdown", "fountain"]
-
-BLANK = r"[ \t\u3000\xa0]"
-TITLE = (
-    r"(?:M[Rr][Ss]?|M[Ss]|M(?:me|ME|lle|LLE)|D[Rr]|S[TtRr]|R[Ee][Vv]|P[Rr][Oo][Ff]|C[Aa][Pp][Tt]|H[Rr]|F[Rr])"
-)
-NUMBER = r"\d{1,2}(?:ST|ND|RD|TH|st|nd|rd|th|\.)"  # 1ST CITIZEN, 1. BÜRGER
-LETTER = r"[^\n\t\u3000:：.?!,;()（）\[\]【】*_\"“”「」<>=]|,(?= [^\W\d_a-z]{2})"  # and ANNA, BEN
-NAME = rf"@?(?P<name>(?:{NUMBER} )?(?:{TITLE}\. )?[^\W\d_](?:{LETTER}){{0,39}}?)"
-BRACKETED = r"[ \t]*[(（\[【][^()（）\[\]【】\n]*[)）\]】]"
-ASIDE = rf"(?:{BRACKETED}){{0,2}}(?:, [a-zà-ÿ][^\n.:：]{{0,40}})?"  # ANNA (aside), HARPAGON, à part
-COLON = rf"{BLANK}*(?P<colon>[:：])(?!//)"
-
-# Where a speech begins in each layout, to the end of its name. Names in capitals: see `beginnings`.
-BEGINNINGS = {
-    "colon": rf"^{BLANK}*{NAME}{ASIDE}{COLON}",  # ANNA: Where is the well?
-    "dot": rf"^{BLANK}*{NAME}{ASIDE}\.(?=\s)",  # ANNA. Where is the well?
-    "caps": rf"^{BLANK}*{NAME}{ASIDE}[ \t]*$",  # ANNA, and the speech below
-    "indent": rf"^{NAME}{ASIDE}[ \t]*\n(?=[ \t]+\S)",  # Anna, and the speech below, indented
-    "gap": rf"^{NAME}{ASIDE} *[\t\u3000]\s*(?=\S)",  # Anna, a tab or a wide space, the speech
-    "markdown": rf"^[ \t>]*\*\*(?P<name>[^*\n]{{1,60}}?){ASIDE}[.:：]?\*\*{ASIDE}[.:：]?",  # **Anna** Where?
-    "fountain": rf"(?<=\n\n)[ \t]*{NAME}{ASIDE}[ \t]*\^?\n(?=[ \t]*\S)",  # ANNA, her speech below
-}
-BEGINNINGS = {form: re.compile(pattern, re.M) for form, pattern in BEGINNINGS.items()}
-IN_CAPITALS = ("dot", "caps", "fountain")
-SAID = ("道", "说", "說", "问", "問", "曰")  # as a Chinese novel introduces what is said
-
-# What is never spoken: lines in brackets, which end with their paragraph, headings, rulers.
-INSIDE = r"(?:[^()（）\[\]\n]|\n(?!\n)){0,800}"
-DIRECTION = re.compile(
-    rf"^{BLANK}*(?:\[{INSIDE}\]|\({INSIDE}\)|（{INSIDE}）|【[^】\n]*】|〔[^〕\n]*〕)[.。]?{BLANK}*$", re.M
-)
-SCENE = re.compile(r"^[ \t]*\.?(?:INT|EXT|EST|I/E)[./ ].*$", re.M)
-PART = r"(?:ACT|SCENE|AKT|SZENE|ACTE|SCÈNE|ACTO|ESCENA|ATTO|SCENA) (?:[IVXLC]+|\d+|ONE|TWO|THREE|FOUR|FIVE)"
-HEADING = re.compile(
-    rf"^{BLANK}*(?:[-=*_]{{3,}}|{PART}\b.{{0,60}}"
-    r"|(?:CURTAIN|THE END|FADE (?:IN|OUT)|CUT TO|FINIS|VORHANG|RIDEAU)[.:]?"
-    r"|第.{1,4}[幕场場](?:[ \u3000].{0,20})?)$",
-    re.M,
-)
-SAMPLE = 2_000_000  # characters that are looked at to find out a layout
+Layout = Literal[
+    "auto", "keep", "colon", "dot", "dash", "caps", "indent", "gap", "quotes", "brackets", "markdown",
+    "fountain",
+]  # fmt: skip
 LONGEST = 50_000_000  # characters; ten times all of Shakespeare is no play, and takes much memory to convert
+PIECE = 15_000  # characters
+NEGLIGIBLE = 0.02  # of the lines may be doubtful
+INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\f]+")
 
 
 @dataclass
 class Play:
+    """A text as it was read. Lines are counted from 0."""
+
     text: str
-    layout: str  # that it was in; "" where none was recognised, and where it was in the one form
-    speeches: int
-    names: list[str]
-    left_out: int  # lines outside of speeches
+    layout: str = ""  # that it was in; "" where it stays as it is
+    speeches: list[tuple[str, str]] = field(default_factory=list)  # (name, what is said)
+    kinds: list[str] = field(default_factory=list)  # of each line: name, speech, direction, heading or ""
+    doubtful: set[int] = field(default_factory=set)  # lines that are not understood
+    reason: str = ""  # why a text stays as it is
+
+    @property
+    def cast(self) -> dict[str, tuple[int, str]]:
+        """Who speaks: (how many speeches, the first one)."""
+        counts = Counter(name for name, _ in self.speeches)
+        return {name: (counts[name], said) for name, said in reversed(self.speeches)}
+
+
+ENDED = re.compile(r"[.!?…。！？:;：；—–\-\"'”’»›」』）)\]~*_]+$")
+WEIGHTS = (1.5, 1, 1, 1, 1, 1, 1, 0.5)  # how odd each is where nine in ten are otherwise; see Reader.habits
+
+
+class Reader:
+    """A text's lines, and what is read of them in a layout."""
+
+    def __init__(self, text: str, fountain: bool = False):
+        if fountain:
+            text = without(without(text, "/*", "*/"), "[[", "]]")
+        if INVISIBLE.search(text):
+            text = INVISIBLE.sub("", text)
+        self.raw = [line.rstrip(BLANKS) for line in text.split("\n")]
+        self.lines = [line.strip(BLANKS) for line in self.raw]
+        self.pauses = [fountain and len(line) > 1 and not line.strip() for line in text.split("\n")]
+        self.spans = brackets(self.lines)
+        self.kinds = unspoken(self.lines, self.spans)
+        self.words, self.found, self.layouts = None, {}, ()
+        self.capitals = 2 * sum(map(titled, self.lines)) > sum(map(bool, self.lines))
+        self.written = sum(map(bool, self.lines))
+        following, self.next = len(self.lines), [0] * len(self.lines)  # the next line that is not empty
+        for i in range(len(self.lines) - 1, -1, -1):
+            self.next[i] = following
+            following = i if self.lines[i] else following
+
+    def heads(self, layout: str) -> list[Head]:
+        """All lines that may begin a speech."""
+        if layout in self.found:
+            return self.found[layout]
+        found = self.found[layout] = []
+        first, alone = FIRST.get(layout), layout in ("caps", "indent", "fountain")
+        for i, line in enumerate(self.lines):
+            if self.kinds[i] is not None or (first and not first.search(line, 0, 400)):
+                continue
+            if alone and self.next[i] == len(self.lines):
+                continue
+            if layout == "fountain" and ((i and self.lines[i - 1]) or not self.lines[i + 1]):
+                continue
+            if layout == "indent" and (self.indent(i) or not self.indent(i + 1)):
+                continue
+            head = head_of(self.lines, self.spans, i, layout)
+            if not head or not shape(head.name) or TIME.search(line, 0, head.at[1]):
+                continue  # a time is of a chat, or of a recording
+            if not alone or layout == "indent" or shouted(head.name) or line[0] == "@":
+                found.append(head)
+        return found
+
+    def indent(self, i: int) -> int:
+        return len(self.raw[i]) - len(self.lines[i]) if i < len(self.raw) else 0
+
+    def habits(self, head: Head) -> tuple:
+        """How the beginning of a speech is typed: None where that says nothing."""
+        i, j = head.line, head.at[0]
+        before = i - 1
+        while before >= 0 and self.kinds[before] in ("direction", "heading"):
+            before -= 1
+        apart = before < i - 1 or not self.lines[before]
+        text, close = self.lines[j][head.at[1] :], "close"
+        alone = None if self.lines[j][: head.at[1]].endswith(tuple(CLOSE)) else "on" if text else "alone"
+        if not text:
+            j += 1
+            close = "close" if j < len(self.lines) and self.lines[j] else "far"
+            while j < len(self.lines) and (not self.lines[j] or self.kinds[j]):
+                j += 1
+            text = self.lines[j] if j < len(self.lines) else ""
+        letter = next((c for c in text[:20] if c.isalpha()), "A")
+        word = next((word for word in head.name.split() if len(word) > 2), head.name)
+        return (
+            "apart" if apart else "within",
+            None if apart else "ended" if ENDED.search(self.lines[before][-9:]) else "unended",
+            "lower" if letter.islower() else "upper",
+            close,
+            alone,
+            None if head.mark == "(" else head.mark,
+            "in" if self.indent(i) else "out",
+            "capitals" if shouted(word) else "mixed",
+        )
+
+    def staged(self, head: Head) -> bool:
+        """Whether a direction in brackets stands beside a name, or a heading above it."""
+        i, (j, column) = head.line, head.at
+        closed = self.lines[j][:column].rstrip(BLANKS + ".:：")
+        return closed.endswith(tuple(CLOSE)) or bool(i and self.kinds[i - 1] in ("direction", "heading"))
+
+    def ordinary(self, name: str) -> bool:
+        """Whether a name reads as a sentence's beginning: its words are frequent, without capitals."""
+        words = name.split()
+        if shouted(name) and len(name) > 2 and not self.capitals:
+            return False
+        if sum(word[0].islower() and word not in PARTICLES for word in words) > 1:
+            return True
+        if self.words is None:
+            self.words = Counter(re.findall(r"[^\W\d_]+", "\n".join(self.lines)))
+            self.frequent = max(4, self.words.total() / 2_500)
+        return all(self.words[word.lower()] >= self.frequent for word in re.findall(r"[^\W\d_]+", name))
+
+    def judged(self, layout: str, named: bool) -> tuple[list[Head], set[int], bool]:
+        """The lines that begin speeches in a layout, those that may or may not; whether after empty lines."""
+        counts = Counter(head.name for head in self.heads(layout))
+        heads = []
+        for head in self.heads(layout):
+            for other in head.shorter:
+                if counts[other.name] >= max(2, 3 * counts[head.name]) or not shape(head.name):
+                    head = other
+            heads.append(head)
+        counts = Counter(head.name for head in heads if not head.known)
+        if layout in CAPITALS and not (
+            named and not any(counts[h.name] > 1 and shouted(h.name) for h in heads)
+        ):
+            heads = [head for head in heads if shouted(head.name) or layout == "fountain"]
+        habits = {head: self.habits(head) for head in heads}
+        trusted = [
+            head for head in heads if counts[head.name] > 1 and shape(head.name) == 2 and not head.known
+        ]
+        if layout == "fountain" or (named and not trusted):
+            return [head for head in heads if not head.known], set(), False
+        if not trusted:
+            return [], set(), False
+        usual = []  # what nine in ten of them share
+        for values in zip(*(habits[head] for head in trusted), strict=True):
+            known = [value for value in values if value]
+            value, n = Counter(known or [None]).most_common(1)[0]
+            usual.append(
+                value if n > 0.9 * len(known) and value not in ("within", "unended", "mixed") else None
+            )
+
+        @functools.cache
+        def oddness(habits: tuple) -> float:
+            values = zip(habits, usual, WEIGHTS, strict=True)
+            return sum(weight for value, common, weight in values if common and value and value != common)
+
+        odd = {head: oddness(habits[head]) for head in heads}
+        by_name = defaultdict(list)
+        for head in heads:
+            by_name[head.name].append(odd[head])
+        marked = usual[0] == "apart" or layout not in ("colon", "dot")
+        names = set()
+        for name, odds in by_name.items():
+            usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
+            if (
+                usually
+                and counts[name] > 1
+                and (usual[4] != "alone" or marked or counts[name] > 4 or not self.ordinary(name))
+            ):
+                names.add(name)
+        begun, doubtful = [], set()
+        for head in heads:
+            strong = shape(head.name) == 2
+            sure = marked or self.staged(head)
+            if head.name in names and (named or odd[head] <= 2 + head.known):
+                begun.append(head)
+            elif head.name in names:
+                doubtful.add(head.line)
+            elif head.known or head.name[0].islower():
+                continue
+            elif (odd[head] < 1 if strong else odd[head] == 0) and (sure or not self.ordinary(head.name)):
+                begun.append(head)
+            elif odd[head] < 1.5 and strong:
+                doubtful.add(head.line)
+        return begun, doubtful, usual[0] == "apart"
+
+    def read(self, layout: str, named: bool = False) -> Play:
+        """The text in a layout, whether or not it is in it."""
+        found, doubtful, apart = self.judged(layout, named)
+        heads = {head.line: head for head in found}
+        counts = Counter(head.name for head in found)
+        doubtful |= {i for i, kind in enumerate(self.kinds) if kind == "doubtful"}
+        alone = sum(head.at == (head.line, len(self.lines[head.line])) for head in found)
+        one = layout == "colon" and apart and alone > 0.8 * len(found)  # the one form
+        loose = {  # paragraphs that no name begins
+            i
+            for i, kind in enumerate(self.kinds)
+            if kind is None and i and i not in heads and not self.lines[i - 1]
+        }
+        bracketed = self.kinds.count("direction")
+        goes_on = not apart or one or named or layout in ("indent", "fountain") or len(loose) < bracketed
+        speeches, kinds = [], [kind and kind.replace("doubtful", "direction") for kind in self.kinds]
+        speaking, i, column = False, 0, 0
+        while i < len(self.lines):
+            head = heads.get(i) if not column else None
+            if (
+                head
+                and layout in ("caps", "indent")
+                and speaking
+                and not speeches[-1][2]
+                and i == speeches[-1][1] + 1
+            ):
+                if counts[head.name] > 1 and counts[speeches[-1][0]] == 1:
+                    kinds[speeches.pop()[1]] = "heading"
+                else:
+                    head = None  # what is said in capitals
+            if head:
+                speaking = True
+                speeches.append((head.name, i, [], head.mark))
+                kinds[i : head.at[0] + 1] = ["name"] * (head.at[0] + 1 - i)
+                i, column = head.at
+                if column >= len(self.lines[i]):
+                    i, column = i + 1, 0
+                continue
+            kind = self.kinds[i] if not column else None
+            lines = speeches[-1][2] if speaking else []
+            if kind == "heading":
+                speaking = False
+            elif kind == "" and layout == "fountain" and lines:
+                if self.pauses[i]:
+                    lines.append("")
+                else:
+                    speaking = False
+            elif kind is None:
+                if not column and layout == "indent" and not self.indent(i):
+                    speaking = False
+                if lines and i in loose:
+                    if not goes_on:
+                        speaking = False
+                        doubtful.add(i)
+                    elif one:
+                        lines.append("")
+                if not speaking:
+                    kinds[i] = "direction" if speeches else "heading"
+                elif not self.capitals and not column and self.stray(i, heads, layout):
+                    kinds[i] = "heading"
+                    if lines and self.lines[i - 1] and self.next[i] in heads:
+                        doubtful.add(i)
+                else:
+                    kinds[i] = "name" if column else "speech"
+                    lines.append(self.lines[i][column:].strip(BLANKS))
+            i, column = i + 1, 0
+        play = Play("", layout, [], kinds, doubtful)
+        parts = []
+        for name, _, lines, mark in speeches:
+            while lines and not lines[-1]:
+                lines.pop()
+            if lines:
+                wide = unicodedata.east_asian_width(name[0]) in "FW"
+                colon = "：" if "：" in mark or (wide and ":" not in mark) else ":"
+                said = plain("\n".join(lines), layout)
+                play.speeches.append((name, said))
+                parts.append(f"{name}{colon}\n{said}\n")
+        play.text = "\n".join(parts)
+        return play
+
+    def stray(self, i: int, heads: dict, layout: str) -> bool:
+        """Whether a line in capitals stands where a heading would."""
+        line = self.lines[i]
+        if layout == "fountain" or not titled(line) or line[-1] in "!?,;…—–-":
+            return False
+        following = self.next[i]
+        for _ in range(4):  # several headings
+            if following < len(self.lines) and following not in heads and titled(self.lines[following]):
+                following = self.next[following]
+        return (
+            following == len(self.lines)
+            or following in heads
+            or self.kinds[following] in ("heading", "direction")
+        )
+
+    def foreign(self, play: Play) -> set[int]:
+        """Lines that are speech in the play's layout, but begin speeches in another one."""
+        found = set()
+        for layout in self.layouts:
+            if layout in (play.layout, "indent", "caps"):
+                continue
+            heads = [h for h in self.heads(layout) if play.kinds[h.line] != "name" and not h.known]
+            heads = [h for h in heads if shape(h.name) == 2 and (layout not in CAPITALS or shouted(h.name))]
+            heads = [h for h in heads if len(h.name) > 1 or layout == "dot"]  # Q. and A., but no "O — yes"
+            counts = Counter(head.name for head in heads)
+            back = [head.line for head in heads if counts[head.name] > 2]
+            if len({head.name for head in heads if counts[head.name] > 2}) > 1:
+                found.update(back)
+        return found
+
+
+def plain(said: str, layout: str) -> str:
+    """What is said, without the layout's own marks: *words*, _words_, 「words」."""
+    if layout == "quotes" and said[0] in "「『" and said[-1] in "」』":
+        return said[1:-1].strip()
+    if layout in ("fountain", "markdown"):
+        if layout == "fountain":
+            said = re.sub(r"^~[ \t]*", "", said, flags=re.M)
+        for mark in ("\\*{1,3}", "_"):
+            said = re.sub(
+                rf"(?<![\\*\w])({mark})(?![\s*])([^*_\n]{{1,800}}?)(?<![\s\\])\1(?![*\w])", r"\2", said
+            )
+        return re.sub(r"\\([^\w\s]|_)", r"\1", said)
+    return said
+
+
+# ----------------------------------------------------------------------------- whether it is a play
+
+
+FIELDS = re.compile(  # what names a part of a text, a day or a kind of message, and no person
+    r"(?:[QA]|question|answer|frage|antwort|hint|note|tip|caution|important|warning|error|info|debug|todo|done"
+    r"|wait|example|verse|strophe|refrain|bridge|ingredient|method|zutaten|zubereitung|ingrédient|préparation|step"
+    r"|added|changed|fixed|removed|deprecated|security|feature|bug ?fixe|from|to|cc|subject|date|sent|von|an"
+    r"|betreff|datum|de|à|objet|author|commit|merge|title|name|type|statu|version|return|arg|raise|parameter"
+    r"|usage|option|synopsi|description|bug|history|file|environment|copyright|see also|source|chapter|figure"
+    r"|table|(?:mon|tues|wednes|thurs|fri|satur|sun)day)s?\W*$",
+    re.I,
+)
+NO_LAYOUT = "no layout of a play recognised"
+
+
+def refusal(reader: Reader, play: Play) -> str:
+    """Why a text as it was read is no play for certain; "" where it is one."""
+    total = len(play.speeches)
+    counts = Counter(name for name, _ in play.speeches)
+    back = {
+        name: n for name, n in counts.items() if n > 1 and name[0].upper() == name[0] and not name.isdigit()
+    }
+    often = sum(back.values())
+    if len(back) < 2 or often < max(4, 0.7 * total) or 30 * total < reader.written:
+        return NO_LAYOUT
+    turns = list(itertools.pairwise(name for name, _ in play.speeches))
+    after = defaultdict(Counter)
+    for a, b in turns:
+        after[a][b] += 1
+    after = [names for names in after.values() if names.total() > 2]
+    fixed = sum(max(names.values()) for names in after) > 0.95 * sum(names.total() for names in after)
+    if sum(back[name] for name in back if FIELDS.match(name)) >= often / 2 or (
+        fixed and sum(n > total / 10 for n in back.values()) > 2
+    ):
+        return "names come back, but as the fields of a form do"
+    ends = sum(bool(ENDED.search(said[-9:])) for _, said in play.speeches)
+    asked = sum(bool(re.search("[?!？！¿¡;؟]", said)) for _, said in play.speeches)
+    again = sum(a == b for a, b in turns)
+    quoted = sum(said[0] in "\"“„«»‚'‘「『" and not said.startswith("'t") for _, said in play.speeches)
+    if play.layout == "quotes":
+        quoted = 0
+    play.figures = ends / total, asked / total, again / total, quoted / total
+    if (
+        ends < 0.3 * total
+        or ends + 2 * asked < 0.6 * total
+        or asked < 0.03 * total
+        or again > total / 2
+        or quoted > total / 2
+    ):
+        return "names come back, but what follows them does not read as talk"
+    play.doubtful |= reader.foreign(play)
+    if play.kinds.count("heading") + play.kinds.count("direction") > 0.7 * reader.written:
+        return "most of its lines are no speech"
+    if len(play.doubtful) > max(3, NEGLIGIBLE * reader.written):
+        return f"{len(play.doubtful):,} lines are not understood"
+    return ""
+
+
+SCREEN = re.compile(r"(?m)^ {0,40}\.?(?:\d+[A-Z]? +)?(?:INT|EXT|EST|I/E)[./ ]")
+
+
+def likely(text: str) -> list[str]:
+    """Layouts in which two names come back, in pieces of a text: few are worth reading it whole."""
+    places = range(0, len(text), max(PIECE, len(text) // 4))
+    pieces = [Reader(text[place : place + PIECE]) for place in places]
+    found = []
+    for layout in (*ENDS, *MARKED):
+        for piece in pieces if layout != "fountain" else ():
+            counts = Counter(head.name for head in piece.heads(layout))
+            if sum(n > 1 for n in counts.values()) > 1:
+                found.append(layout)
+                break
+    return found
 
 
 def convert(text: str, layout: Layout = "auto") -> Play:
-    """A play's text, lines ended by \\n, in the one form. Text in no form that is known is left as it is."""
-    if layout == "keep" or (layout == "auto" and len(text) > LONGEST):
-        return Play(text, "", 0, [], 0)
-    tidy = "\n".join(line.rstrip(" \t\u3000\xa0") for line in text.split("\n"))
-    if layout != "auto":
-        return converted(tidy, layout, asked=True)
-    if layout := recognised(tidy[:SAMPLE]):
-        play = converted(tidy, layout)
-        if len(play.names) > 1 and (layout == "fountain" or play.left_out < 0.7 * tidy.count("\n")):
-            return play
-    names = NEXT_SPEECH.findall("\n\n" + tidy)
-    if not is_play(Counter(names), tidy.count("\n")):
-        return Play(text, "", 0, [], 0)
-    return Play(tidy, "", len(names), list(dict.fromkeys(names)), 0)
+    """A play's text, lines ended by \\n, in the one form.
 
-
-def converted(tidy: str, layout: str, asked: bool = False) -> Play:
-    """A text without spaces at the ends of its lines, from that layout; asked: the person named it."""
-    plain = without_markup(tidy, layout)
-    begun = beginnings(plain, layout, asked)
-    ends = [match.start() for match in begun[1:]] + [len(plain)]
-    parts, names, kept = [], [], 0
-    for match, end in zip(begun, ends, strict=False):
-        spoken = plain[match.end() : end]
-        if layout == "fountain":
-            spoken = spoken.partition("\n\n")[0]  # what follows an empty line is action
-        lines = [line.strip() for line in spoken.split("\n") if line.strip()]
-        if lines:
-            names.append(" ".join(match["name"].split()))
-            wide = unicodedata.east_asian_width(names[-1][0]) in "FW"
-            colon = match.groupdict().get("colon") or ("：" if wide else ":")
-            parts.append("\n".join([names[-1] + colon, *lines]) + "\n")
-            alone = match[0].endswith("\n") or not spoken.partition("\n")[0].strip()
-            kept += len(lines) + alone
-    written = sum(bool(line.strip()) for line in tidy.split("\n"))
-    return Play("\n".join(parts), layout, len(parts), list(dict.fromkeys(names)), written - kept)
-
-
-def recognised(text: str) -> str:
-    """The layout that most speeches of a text are in; "" where it is the one form, or no play.
-
-    A play has two speakers or more who come back, and they begin a fair part of the lines.
+    Text that is not for certain in a layout is left as it is, and `reason` says why. A layout that is named
+    is taken in any case.
     """
-    lines = text.count("\n") + 1
-    found = {}
-    for layout in BEGINNINGS:
-        if layout == "fountain" and not SCENE.search(text):
-            continue  # without its headings it is told by its file's name
-        counts = Counter(match["name"] for match in beginnings(without_markup(text, layout), layout))
-        if is_play(counts, lines):
-            found[layout] = counts.total()
-    if "fountain" in found:
-        return "fountain"
-    best = max(found, key=found.get, default="")
-    already = len(NEXT_SPEECH.findall("\n\n" + text))
-    return best if already < 0.8 * found.get(best, 0) else ""
+    if layout == "keep" or (layout == "auto" and len(text) > LONGEST):
+        return Play(text)
+    if layout != "auto":
+        return Reader(text, layout == "fountain").read(layout, named=True)
+    layouts = likely(text)
+    if not layouts and not SCREEN.search(text):
+        return Play(text, reason=NO_LAYOUT)
+    reader = Reader(text)
+    reader.layouts = layouts
+    if SCREEN.search(text):
+        screen = Reader(text, fountain=True)
+        play = screen.read("fountain")
+        if not refusal(screen, play):
+            return play
+    plays = [reader.read(name) for name in reader.layouts]
+    plays.sort(key=lambda play: -len(play.speeches))
+    for play in plays:
+        play.reason = refusal(reader, play)
+        if not play.reason:
+            play.layout *= play.text != "\n".join(reader.raw)
+            return play
+    best = min(plays, key=lambda play: play.reason == NO_LAYOUT, default=Play(text, reason=NO_LAYOUT))
+    for name in set(CAPITALS) & set(layouts):  # names in title case are taken where they are asked for
+        play = reader.read(name, named=True)
+        if best.reason == NO_LAYOUT and not refusal(reader, play):
+            best.reason = f"names may be meant, though not in capitals: try --layout={name}"
+    return Play(text, "", [], best.kinds, best.doubtful, best.reason)
 
 
-def is_play(counts: Counter, lines: int) -> bool:
-    back = [n for name, n in counts.items() if n > 1 and not name[0].islower()]
-    return len(back) > 1 and sum(back) > max(3, counts.total() / 2) and 30 * counts.total() > lines
+def preview(text: str, play: Play) -> str:
+    """What a text was read as, for a person to look over: the cast, what is left out, doubtful lines."""
+    lines = text.split("\n")
 
+    def shown(numbers, n: int) -> list[str]:
+        return [f"    line {i + 1}: {lines[i].strip()[:70]}" for i in sorted(numbers)[:n]]
 
-def shouted(name: str) -> bool:
-    """Whether a name is in capitals, as in ANNA and BEN, or McGREGOR."""
-    letters = [c for c in name if c.isalpha()]
-    return sum(c.isupper() for c in letters) > 0.6 * len(letters)
-
-
-def beginnings(text: str, layout: str, asked: bool = False) -> list[re.Match]:
-    """Where the speeches of a text without markup begin."""
-    found = [match for match in BEGINNINGS[layout].finditer(text) if not match["name"].endswith(SAID)]
-    counts = Counter(match["name"] for match in found)
-    shouting = [match for match in found if shouted(match["name"]) or "@" in match[0]]
-    if layout in IN_CAPITALS and (shouting or not asked):
-        close = [match for match in shouting if not text.startswith("\n\n", match.end())]
-        return close if len(close) > 0.8 * len(shouting) else shouting  # a title stands above an empty line
-    apart = [match for match in found if text[max(0, match.start() - 2) : match.start()] in ("", "\n\n")]
-    if len(apart) > 0.8 * len(found):
-        return apart
-
-    def is_name(name: str) -> bool:  # and not the beginning of a sentence that has a colon
-        words = name.split()
-        titled = not any(word[0].islower() for word in words)
-        if 2 * len(shouting) > len(found):
-            return shouted(name) or (titled and len(words) > 1)
-        return titled or counts[name] > 1
-
-    return [match for match in found if is_name(match["name"])]
-
-
-def without_markup(text: str, layout: str) -> str:
-    """Text without stage directions in brackets, headings, and what a layout marks besides names."""
-    if layout == "fountain":
-        text = re.sub(r"/\*(?:[^*]|\*(?!/)){0,5000}\*/|\[\[[^\[\]]{0,5000}\]\]", "", text)
-        text = re.sub(r"^[ \t]*>.*$|^[ \t]*[A-Z ]+TO:$|^#.*$", "", text, flags=re.M)
-        text = "\n\n" + re.sub(r"^[ \t]*[(\[][^()\[\]\n]*[)\]][ \t]*\n", "", SCENE.sub("", text), flags=re.M)
-    if layout == "markdown":
-        text = re.sub(r"^#.*$", "", text, flags=re.M)
-        text = re.sub(r"^[ \t]*([*_])(?!\1)(?:[^*_\n]|\n(?!\n)){1,800}\1[ \t]*$", "", text, flags=re.M)
-    text = HEADING.sub("", DIRECTION.sub("", text))
-    if layout in ("fountain", "markdown"):  # *words*, _words_
-        for mark in ("\\*", "_"):
-            text = re.sub(rf"(?<![\\*\w]){mark}(?![\s*])([^*_\n]+?)(?<![\s\\]){mark}(?![*\w])", r"\1", text)
-        text = re.sub(r"\\([^\w\s]|_)", r"\1", text)
-    return text
+    out = [f"  layout: {play.layout or 'as it is' + (f' ({play.reason})' if play.reason else '')}"]
+    for name, (n, said) in sorted(play.cast.items(), key=lambda item: -item[1][0]):
+        out.append(f"  {n:6,} {name}: {' '.join(said.split())[:60]}")
+    for kind in ("direction", "heading") if play.speeches else ():
+        numbers = [i for i, k in enumerate(play.kinds) if k == kind and lines[i].strip()]
+        if numbers:
+            out += [f"  left out, {len(numbers):,} lines of {kind}s:", *shown(numbers, 3)]
+    if play.doubtful:
+        out += [f"  doubtful, {len(play.doubtful):,} lines:", *shown(play.doubtful, 20)]
+    return "\n".join(out)

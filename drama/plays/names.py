@@ -1,0 +1,172 @@
+"""The lines of a play that may begin a speech: a name, as each layout shows it."""
+
+import functools
+import re
+import unicodedata
+from typing import NamedTuple
+
+from drama.plays.unspoken import BLANKS, OPEN, OPENING, after_brackets
+
+NAME = 60  # characters of a name at most, as in the one form
+
+FIRST = {"colon": ":|：", "dot": r"\.|\[|\(", "dash": "[—–-]", "gap": "[\t\u3000]|  ", "quotes": "[「『]"}
+FIRST = {layout: re.compile(mark) for layout, mark in FIRST.items()}  # what a line has to hold
+
+# What ends a name, searched for in a line's first characters
+ENDS = {
+    "colon": r"\s*[:：](?!//)",  # ANNA: Where is the well?
+    "dot": r"\.(?=\s|$)",  # ANNA. Where is the well?
+    "dash": r"\s*\.?\s*(?:[—–]+|--+)(?=\s*\S)|\s+-\s+",  # ANNA — Where is the well?
+    "caps": r"\s*[.:]?\s*$",  # ANNA, and the speech below
+    "indent": r"\s*[.:]?\s*$",  # Anna, and the speech below, indented
+    "gap": r"\s*[\t\u3000]\s*(?=\S)| {2,}(?=\S)",  # Anna, a tab or a wide space, the speech
+    "quotes": r"(?=[「『])",  # 太郎「井戸はどこ？」
+    "fountain": r"\s*\^?\s*$",  # ANNA, her speech below
+}
+ENDS = {layout: re.compile(end) for layout, end in ENDS.items()}
+MARKED = {
+    "markdown": re.compile(
+        r"[ >]*(?P<mark>\*\*|__|\*|_)(?P<name>[^*_\s][^*_]{0,100}?)[.:：]?(?P=mark)(?:\s*[.:：])?"
+    ),
+    "brackets": re.compile(r"(?P<mark>【)(?P<name>[^】]{1,60})】[:：]?"),
+}
+TITLES = re.compile(
+    r"(?:\w{1,2}|M[rR][sS]|M[mM][eE]|Mlle|St[er]|Rev|Prof|Capt|Sgt|Col|Gen|Lt|Lieut|Frl|Hon|Hrn?|Dr)$"
+)
+ASIDE = re.compile(r",\s*[^\W\dA-ZÀ-ÝА-Я_].*")  # HARPAGON, à part
+CAPITALS = ("dot", "dash", "caps", "fountain")  # layouts where capitals tell a name from a sentence
+SAID = ("道", "说", "說", "问", "問", "曰", "言")  # as a Chinese novel introduces what is said
+SMALL = (
+    "von van zu zum zur und der die das dem den des im in mit of the and a an to with de du des la le les et"
+    " à au aux avec seul y e el los las del di da dos do с и в от из"
+)
+PARTICLES = frozenset(SMALL.split())  # words without a capital that names have
+NOT_IN_NAMES = re.compile(
+    r"[;,，、:：]$|[?!;…<>=|{}\\@^%，。！？；「」『』]|\w{6,}\. |[^\W\d_]{3}\.[a-z]|://|^[^\w'’\"“„«‘#]"
+)
+TIME = re.compile(r"\d[:.]\d\d")
+
+
+@functools.lru_cache(1 << 16)
+def shouted(name: str) -> bool:
+    """Whether a name is in capitals, as in ANNA and BEN, or McGREGOR; 王 has none."""
+    upper, lower = sum(map(str.isupper, name)), sum(map(str.islower, name))
+    return lower == 0 or upper > 1.5 * lower
+
+
+@functools.lru_cache(1 << 16)
+def shape(name: str) -> int:
+    """2 for a name, 1 for what may be a name or the beginning of a sentence, 0 for no name."""
+    words = name.split()
+    if not words or len(name) > NAME or len(words) > 9 or name.endswith(SAID):
+        return 0
+    if NOT_IN_NAMES.search(name) or name.count('"') % 2:
+        return 0
+    if not any(map(str.isalpha, name)):
+        return name.strip(".").isdigit() and len(name) < 4
+    wide = unicodedata.east_asian_width(name[0]) in "FW"
+    if wide and len(name) > 12:
+        return 0
+    first = next(c for c in name if c.isalpha())
+    lower = [w for w in words if w[0].islower() and w not in PARTICLES]
+    return 0 if len(lower) > 3 else 1 if lower or first.islower() else 2
+
+
+class Head(NamedTuple):
+    """A line that may begin a speech, which goes on at `at`, (line, column)."""
+
+    line: int
+    name: str
+    mark: str  # what stands after the name
+    at: tuple[int, int]
+    known: bool = False  # whether it is one only where the name is known from elsewhere
+    shorter: tuple = ()  # other heads that the line may be, the longest name first
+
+
+def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
+    """What line i begins in a layout."""
+    line, start, known = lines[i], 0, False
+    if layout in MARKED:
+        match = MARKED[layout].match(line)
+        if not match:
+            return None
+        name = match["name"]
+        if opened := OPENING.search(name, 1):
+            name = name[: opened.start()]
+        at = i, match.end()
+        if line[at[1] :].lstrip()[:1] in tuple(OPEN):
+            at = skip(lines, spans, at) or at
+        return Head(i, tidy(name), match["mark"], at)
+    if line[0] in "*_":
+        return None
+    if line[0] in OPEN:  # (laughing) CLEO. Yes.
+        at = after_brackets(lines, spans, (i, 0))
+        if not at or at[0] != i or layout in ("caps", "indent", "fountain"):
+            return None
+        start, known = at[1], True
+    limit = min(len(line), start + NAME + 4)
+    if limit < len(line) and layout in ("caps", "indent", "fountain") and not OPENING.search(line, 0, limit):
+        return None
+    end = ENDS[layout].search(line, start + 1, limit if limit < len(line) else len(line))
+    opened = OPENING.search(line, start + 1, limit)
+    beside, before = None, line[start : opened.start()].rstrip() if opened else ""
+    titled = layout == "dot" and shouted(before) and not before.endswith(".")  # MRS. PEARCE [rising] I
+    if opened and (not end or opened.start() <= end.start() or titled):
+        at = after_brackets(lines, spans, (i, opened.start()))
+        if not at:
+            return None
+        name, rest = before, lines[at[0]][at[1] :]
+        mark = re.match(r"\s*\^?$" if layout == "fountain" else ENDS[layout], rest[:8]) if rest else None
+        if rest and not mark:
+            if layout not in ("colon", "dot", "dash"):
+                return None
+            known = True  # LIZA [rising] I am.
+        if not rest and layout not in ("caps", "indent", "fountain"):
+            known = True
+        at = at[0], at[1] + (mark.end() if mark else 0)
+        beside = Head(i, tidy(name), mark[0].strip() if mark else "(", at, known)
+        if not end or opened.start() <= end.start():
+            return beside
+        known = start > 0
+    if not end or (layout == "dot" and end.end() == len(line)):
+        return None
+    shorter = []
+    if layout in ("dot", "dash"):
+        while True:  # MR. SMITH. Where? and ANNA. I. You.
+            name = line[start : end.start()]
+            last = re.split(r"[\s.]", name)[-1]
+            more = ENDS[layout].search(line, end.end(), limit) if layout == "dot" else None
+            shorter.append(Head(i, tidy(name), end[0].strip(), skip(lines, spans, (i, end.end())), known))
+            word = line[end.end() : more.start()].strip() if more else ""
+            if (
+                not word
+                or not (shouted(word) if shouted(name) else TITLES.match(last))
+                or OPENING.search(word)
+            ):
+                break
+            end = more
+        first, *shorter = [beside, *shorter[::-1]] if beside else shorter[::-1]
+        return first._replace(shorter=tuple(shorter))
+    name = line[start : end.start()]
+    return Head(i, tidy(name), end[0].strip(BLANKS) or end[0][:1], skip(lines, spans, (i, end.end())), known)
+
+
+def skip(lines: list[str], spans: dict, at: tuple[int, int]) -> tuple[int, int]:
+    """Where the speech goes on, after brackets that follow a name."""
+    i, column = at
+    line = lines[i]
+    while column < len(line) and line[column] in BLANKS:
+        column += 1
+    if column < len(line) and line[column] in OPEN:
+        end = after_brackets(lines, spans, (i, column))
+        if end:
+            rest = lines[end[0]]
+            while end[1] < len(rest) and rest[end[1]] in BLANKS + ".:：,":
+                end = end[0], end[1] + 1
+            return end
+    return i, column
+
+
+def tidy(name: str) -> str:
+    name = ASIDE.sub("", name).strip(BLANKS + "*_")
+    return " ".join(name.removeprefix("@").split())
