@@ -81,6 +81,8 @@ class Reader:
                 continue
             if alone and self.next[i] == len(self.lines):
                 continue
+            if layout == "caps" and line[-2:].islower() and line[-1] not in CLOSE:
+                continue  # most lines of speech, at once
             if layout == "fountain" and ((i and self.lines[i - 1]) or not self.lines[i + 1]):
                 continue
             if layout == "indent" and (self.indent(i) or not self.indent(i + 1)):
@@ -155,7 +157,7 @@ class Reader:
             named and not any(counts[h.name] > 1 and shouted(h.name) for h in heads)
         ):
             heads = [head for head in heads if shouted(head.name) or layout == "fountain"]
-        habits = {head: self.habits(head) for head in heads}
+        habits = {head.line: self.habits(head) for head in heads}
         trusted = [
             head for head in heads if counts[head.name] > 1 and shape(head.name) == 2 and not head.known
         ]
@@ -164,7 +166,7 @@ class Reader:
         if not trusted:
             return [], set(), False
         usual = []  # what nine in ten of them share
-        for values in zip(*(habits[head] for head in trusted), strict=True):
+        for values in zip(*(habits[head.line] for head in trusted), strict=True):
             known = [value for value in values if value]
             value, n = Counter(known or [None]).most_common(1)[0]
             usual.append(
@@ -176,10 +178,10 @@ class Reader:
             values = zip(habits, usual, WEIGHTS, strict=True)
             return sum(weight for value, common, weight in values if common and value and value != common)
 
-        odd = {head: oddness(habits[head]) for head in heads}
+        odd = {head.line: oddness(habits[head.line]) for head in heads}
         by_name = defaultdict(list)
         for head in heads:
-            by_name[head.name].append(odd[head])
+            by_name[head.name].append(odd[head.line])
         marked = usual[0] == "apart" or layout not in ("colon", "dot")
         names = set()
         for name, odds in by_name.items():
@@ -194,15 +196,17 @@ class Reader:
         for head in heads:
             strong = shape(head.name) == 2
             sure = marked or self.staged(head)
-            if head.name in names and (named or odd[head] <= 2 + head.known):
+            if head.name in names and (named or odd[head.line] <= 2 + head.known):
                 begun.append(head)
             elif head.name in names:
                 doubtful.add(head.line)
             elif head.known or head.name[0].islower():
                 continue
-            elif (odd[head] < 1 if strong else odd[head] == 0) and (sure or not self.ordinary(head.name)):
+            elif (odd[head.line] < 1 if strong else odd[head.line] == 0) and (
+                sure or not self.ordinary(head.name)
+            ):
                 begun.append(head)
-            elif odd[head] < 1.5 and strong:
+            elif odd[head.line] < 1.5 and strong and (habits[head.line][3], usual[3]) != ("far", "close"):
                 doubtful.add(head.line)
         return begun, doubtful, usual[0] == "apart"
 
@@ -256,7 +260,8 @@ class Reader:
             elif kind is None:
                 if not column and layout == "indent" and not self.indent(i):
                     speaking = False
-                if lines and i in loose:
+                stray = not self.capitals and not column and self.stray(i, heads, layout)
+                if lines and i in loose and not stray:
                     if not goes_on:
                         speaking = False
                         doubtful.add(i)
@@ -264,10 +269,10 @@ class Reader:
                         lines.append("")
                 if not speaking:
                     kinds[i] = "direction" if speeches else "heading"
-                elif not self.capitals and not column and self.stray(i, heads, layout):
+                elif stray:
                     kinds[i] = "heading"
-                    if lines and self.lines[i - 1] and self.next[i] in heads:
-                        doubtful.add(i)
+                    if lines and self.lines[i - 1] and not ENDED.search(self.lines[i - 1][-9:]):
+                        doubtful.add(i)  # the speech's last line may be shouted
                 else:
                     kinds[i] = "name" if column else "speech"
                     lines.append(self.lines[i][column:].strip(BLANKS))

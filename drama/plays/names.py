@@ -97,7 +97,7 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
         if line[at[1] :].lstrip()[:1] in tuple(OPEN):
             at = skip(lines, spans, at) or at
         return Head(i, tidy(name), match["mark"], at)
-    if line[0] in "*_":
+    if line[0] in "*_" or (line[-1] in ",，" and layout in ("caps", "indent", "fountain")):
         return None
     if line[0] in OPEN:  # (laughing) CLEO. Yes.
         at = after_brackets(lines, spans, (i, 0))
@@ -168,5 +168,5 @@ def skip(lines: list[str], spans: dict, at: tuple[int, int]) -> tuple[int, int]:
 
 
 def tidy(name: str) -> str:
-    name = ASIDE.sub("", name).strip(BLANKS + "*_")
+    name = ASIDE.sub("", name).strip(BLANKS + "*_,，")
     return " ".join(name.removeprefix("@").split())
