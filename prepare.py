@@ -182,7 +182,7 @@ def read_texts(settings: Settings, folder: Path) -> tuple[str, list[Text], list[
             raise UserError("validation names all files of input; leave some to train on")
         texts = cleaned_files(files + named, folder, **kwargs)
         val = [text for text in texts if Path(text.source).resolve() in held_out]
-        train = [text for text in texts if text not in val]
+        train = [text for text in texts if Path(text.source).resolve() not in held_out]
     if not {text.source for text in train} & {text.source for text in val}:  # whole files
         names = ", ".join(Path(text.source).name for text in val[:4]) + ", ..." * (len(val) > 4)
         print(f"held out for validation: {len(val):,} of {len(train) + len(val):,} files ({names})")

@@ -247,6 +247,7 @@ def train_loop(run: Run, report: Report, stop: Stop):
             break
     run.save_last()
     if run.finished and run.corpus.eval_windows(run.settings) and not run.settings.eval_iters:
+        report.say("evaluating the last model on the whole validation split")
         losses = run.corpus.evaluate_whole(run.model, run.settings, machine, stop)
         if losses is not None:
             report.evaluation(losses)

@@ -103,11 +103,12 @@ def clean(
     if kind == "xml":
         if left_out := ", ".join(f"{n:,} {what}" for what, n in play.left_out.items()):
             notes.append(f"left out: {left_out}")
-        details = "\n".join(f"  {n:6,} {name}" for name, n in sorted(cast.items(), key=lambda item: -item[1]))
+        most = sorted(cast.items(), key=lambda item: -item[1]) if show else ()
+        details = "\n".join(f"  {n:6,} {name}" for name, n in most)
     else:
         play, converted = convert_plain(path, text, layout)
         notes += converted
-        details, text = preview(text, play), play.text
+        details, text = preview(text, play) if show else "", play.text
         cast = {name: n for name, (n, _) in play.cast.items()}
         if not named and not cast and path.suffix.lower() in DOCUMENTS:
             raise UserError(f"{path} shows no play; name it itself to have it taken as it is")

@@ -133,7 +133,8 @@ class Report:
 
     def length_chosen(self):
         s = self.run.settings
-        self.say(f"in {s.minutes:g} minutes this computer does about {s.max_iters:,} iterations")
+        minutes = f"{s.minutes:g} minute" + "s" * (s.minutes != 1)
+        self.say(f"in {minutes} this computer does about {s.max_iters:,} iterations")
 
     def sample(self):
         """A short text by the model as it is."""
