@@ -20,6 +20,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+MOST_BLOCKS = 1_000  # a damaged file may claim any number
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -43,6 +45,8 @@ class GPTConfig:
                 raise ValueError(f"{field.name}={value!r} is not a whole number of at least 1")
             if get_origin(field.type) is Literal and value not in get_args(field.type):
                 raise ValueError(f"{field.name}={value!r} is none of {', '.join(get_args(field.type))}")
+        if self.n_layer * self.n_ensemble > MOST_BLOCKS:
+            raise ValueError(f"n_layer={self.n_layer} is too much: {MOST_BLOCKS:,} blocks are the most")
         if type(self.bias) is not bool:
             raise ValueError(f"bias={self.bias!r} is neither True nor False")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:

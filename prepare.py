@@ -9,18 +9,16 @@ train.bin and val.bin are little-endian uint16 token ids. meta.json has the voca
 each play.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
 import unicodedata
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,12 +28,12 @@ from drama.program import run_program
 import numpy as np
 
 from configurator import DASHES, FilePath, UserError, check, configure
+from drama.disk import replace_files, working_folder, write_atomically
 from drama.plays.corpora import Source, fetch
-from drama.plays.files import Text, cleaned_files, input_files, split, written
+from drama.plays.files import Text, clean, cleaned_files, input_files, split, written
 from drama.plays.layouts import Layout
-from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer
+from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer, whole_words
 
-CHUNK = 1 << 22  # characters read at a time: memory stays small however long the text is
 SHORTEST = 257  # one block of 256 and its next token, in each split
 Tokenizer = Literal["char", "bpe", "gpt2"]
 
@@ -74,14 +72,12 @@ class Settings:
             raise UserError(f"val_fraction={self.val_fraction} is not between 0 and 1")
 
 
-def read_chunks(texts: list[Text]):
+def joined(texts: list[Text]):
     """Yield texts in pieces, an empty line between two of them."""
     for n, text in enumerate(texts):
         if n:
             yield "\n\n"
-        with open(text.path, encoding="utf-8", newline="") as f:
-            while chunk := f.read(CHUNK):
-                yield chunk
+        yield from text.pieces()
 
 
 def visible(chars: str) -> str:
@@ -98,7 +94,7 @@ def survey(splits: list[list[Text]]) -> tuple[str, list[int], str]:
     seen, lengths, sha = np.zeros(0x110000, dtype=bool), [], hashlib.sha256()
     for texts in splits:
         lengths.append(0)
-        for chunk in read_chunks(texts):
+        for chunk in joined(texts):
             seen[np.frombuffer(chunk.encode("utf-32-le"), dtype="<u4")] = True
             lengths[-1] += len(chunk)
             sha.update(chunk.encode("utf-8"))
@@ -108,50 +104,19 @@ def survey(splits: list[list[Text]]) -> tuple[str, list[int], str]:
     return chars.tobytes().decode("utf-32-le"), lengths, sha.hexdigest()
 
 
-LONGEST_WORD = 1 << 24  # characters
-WORD_END = re.compile(r"\S(?=\s)")
-
-
-def whole_words(chunks):
-    """Yield a text in pieces that end where white space begins, so that byte pairs encode them as the whole.
-
-    Only a text with no white space in 16 million characters is cut anywhere.
-    """
-    held = ""
-    for chunk in chunks:
-        held += chunk
-        end = len(held)
-        if end < LONGEST_WORD:
-            end = max((m.end() for m in WORD_END.finditer(held, max(0, end - 1000))), default=0)
-        yield held[:end]
-        held = held[end:]
-    yield held
-
-
 def write_splits(folder: Path, splits: dict[str, list[Text]], tok, meta: dict):
-    """Write the three files; adds to meta how many tokens each split has.
-
-    meta.json is removed first and comes last: without it nothing is prepared.
-    """
-    for left in folder.glob(".writing-*"):
-        with contextlib.suppress(FileNotFoundError):  # another has just ended
-            if time.time() - left.stat().st_mtime > 86_400:  # by one that was killed, not one at work now
-                shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as own:
-        for name, texts in splits.items():
-            with open(Path(own) / f"{name}.bin", "wb") as f:
-                for piece in whole_words(read_chunks(texts)):
-                    f.write(tok.encode(piece).astype("<u2", copy=False).data)
-                meta[f"{name}_tokens"] = f.tell() // 2
-                f.flush()
-                os.fsync(f.fileno())
-        with open(Path(own) / "meta.json", "w", encoding="utf-8") as f:
-            json.dump(meta, f, indent=1)
+    """Write the three files into folder; adds to meta how many tokens each split has, and its CRC-32."""
+    for name, texts in splits.items():
+        crc = 0
+        with open(folder / f"{name}.bin", "wb") as f:
+            for piece in whole_words(joined(texts)):
+                tokens = tok.encode(piece).astype("<u2", copy=False)
+                crc = zlib.crc32(tokens, crc)
+                f.write(tokens.data)
+            meta |= {f"{name}_tokens": f.tell() // 2, f"{name}_crc32": crc}
             f.flush()
             os.fsync(f.fileno())
-        (folder / "meta.json").unlink(missing_ok=True)
-        for name in ("train.bin", "val.bin", "meta.json"):
-            os.replace(Path(own) / name, folder / name)
+    write_atomically(folder / "meta.json", lambda f: f.write(json.dumps(meta, indent=1).encode()))
 
 
 def make_tokenizer(settings: Settings, chars: str, train: list[Text]):
@@ -159,7 +124,7 @@ def make_tokenizer(settings: Settings, chars: str, train: list[Text]):
     if settings.tokenizer == "gpt2":
         return BPETokenizer.gpt2()
     if settings.tokenizer == "bpe":
-        return BPETokenizer.learn(whole_words(read_chunks(train)), settings.vocab_size)
+        return BPETokenizer.learn(whole_words(joined(train)), settings.vocab_size)
     return CharTokenizer(chars)
 
 
@@ -167,10 +132,9 @@ def read_texts(settings: Settings, folder: Path) -> tuple[str, list[Text], list[
     """(where the text is from, the texts to train on, those to validate on), their files in folder."""
     if not settings.input:
         file, source, n_val = fetch(settings.source, folder)
-        text = written(folder / "text", source, file.read_text(encoding="utf-8"))
+        text, _ = written(folder / "text", source, [file.read_text(encoding="utf-8")])
         return source, *split([text], settings.val_fraction, n_val)
     kwargs = dict(encoding=settings.encoding, layout=settings.layout, normalize=settings.normalize)
-    kwargs["show"] = settings.preview
     source, files = settings.input.replace("\n", ","), input_files(settings.input)
     if not settings.validation:
         train, val = split(cleaned_files(files, folder, **kwargs), settings.val_fraction)
@@ -189,19 +153,28 @@ def read_texts(settings: Settings, folder: Path) -> tuple[str, list[Text], list[
     return source, train, val
 
 
-def prepare(settings: Settings):
-    """Fetch or read the text, encode it, and write data/<dataset>.
+def show(settings: Settings):
+    """Print how the files of input are read. Raises UserError for what cannot be."""
+    if not settings.input:
+        raise UserError("preview shows how your own plays are read: name them with --input")
+    for file, named in input_files(settings.input):
+        try:
+            list(clean(file, settings.encoding, settings.layout, settings.normalize, named, show=True))
+        except UserError as e:
+            print(f"skipped: {e}")
 
-    Raises UserError for text that cannot be used, OSError for a network or disk that fails.
+
+def prepare(settings: Settings):
+    """Fetch or read the text, encode it, and replace data/<dataset>, whole or not at all.
+
+    Raises UserError for text that cannot be used and for a dataset that another program is at work on,
+    OSError for a network or disk that fails.
     """
     started = time.perf_counter()
     folder = Path("data", settings.dataset)
-    if settings.preview and not settings.input:
-        raise UserError("preview shows how your own plays are read: name them with --input")
-    with tempfile.TemporaryDirectory() as temporary:
-        source, train, val = read_texts(settings, Path(temporary))
-        if settings.preview:
-            return
+    busy = f"another program is preparing {folder}: wait for it, or give another --dataset"
+    with working_folder(folder.with_name(f".{folder.name}.writing"), busy) as own:
+        source, train, val = read_texts(settings, own)
         chars, lengths, sha256 = survey([train, val])
         length = sum(lengths)
         if min(lengths) < SHORTEST:
@@ -209,7 +182,6 @@ def prepare(settings: Settings):
             needed = math.ceil(SHORTEST / smaller) + 1
             raise UserError(f"{source} is too short: {length:,} characters, where {needed:,} are needed")
         tok = make_tokenizer(settings, chars, train)
-        folder.mkdir(parents=True, exist_ok=True)
         plays = [
             dict(source=text.source, split=name, characters=text.characters, speakers=text.speakers)
             for name, texts in (("train", train), ("val", val))
@@ -218,7 +190,10 @@ def prepare(settings: Settings):
         meta = dict(source=source, sha256=sha256, characters=length, val_characters=lengths[1])
         meta |= dict(tokenizer=tok.to_dict(), plays=plays)
         meta["speakers"] = list(dict.fromkeys(name for text in train for name in text.speakers))
-        write_splits(folder, dict(train=train, val=val), tok, meta)
+        new = own / "new"
+        new.mkdir()
+        write_splits(new, dict(train=train, val=val), tok, meta)
+        replace_files(new, folder)
     seconds = time.perf_counter() - started
     print(f"{length:,} characters, {len(chars):,} different ones: {visible(chars)}")
     if settings.tokenizer != "char":
@@ -234,7 +209,8 @@ def main():
         value = before.startswith("--") and "=" not in before
         (words if value or word.startswith(DASHES) or word.endswith(".py") else files).append(word)
     settings = configure(Settings, words)
-    prepare(replace(settings, input="\n".join(filter(None, (settings.input, *files)))))
+    settings = replace(settings, input="\n".join(filter(None, (settings.input, *files))))
+    (show if settings.preview else prepare)(settings)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from drama.disk import lock
 from drama.training.clock import Clock
 from drama.training.dataset import Corpus, load_data
 from drama.training.logs import require_packages
-from drama.training.machine import Machine, training_machine
+from drama.training.machine import Machine, others_may_be_gone, training_machine
 from drama.training.optimizer import learning_rate_at, set_learning_rate
 from drama.training.pretrained import require_source
 from drama.training.report import Report, Silent
@@ -174,17 +174,23 @@ def ready_to_train(run: Run, report: Report):
     """train_step as a function of batches: run.model is shared among processes, its blocks are compiled
     where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
     model = run.model.train()
+
+    def try_out():
+        """A backward pass of a batch as training's are."""
+        x, y = next(run.corpus.batches(run.settings, run.iteration, run.machine))
+        with run.machine.autocast():
+            model(x, y)[1].backward()
+        run.model.zero_grad(set_to_none=True)
+
     if run.machine.world > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
+        try_out()  # after which it settles in which order gradients are added, as in a run that goes on
     if worth_compiling(run, report):
         report.say("compiling the model (about a minute; --compile=false goes without)")
         try:
             for block in run.model.blocks:  # not the whole: so gradients are exchanged as they come
                 block.compile()
-            # a batch as training's are, so that nothing is compiled again there
-            x, y = next(run.corpus.batches(run.settings, run.iteration, run.machine))
-            with run.machine.autocast():
-                model(x, y)[1].backward()
+            try_out()  # so that nothing is compiled again in training
         except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
             if is_out_of_memory(e):
                 raise
@@ -192,7 +198,7 @@ def ready_to_train(run: Run, report: Report):
             report.say(f"torch.compile does not work here ({reason}); going on without")
             for block in run.model.blocks:
                 block._compiled_call_impl = None
-        run.model.zero_grad(set_to_none=True)
+            run.model.zero_grad(set_to_none=True)
     step = functools.partial(train_step, model, run)
     if not run.settings.cuda_graph:
         return step
@@ -278,7 +284,8 @@ def train(
     out = Path(settings.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with lock(out) if machine.rank == 0 else contextlib.nullcontext():
+        busy = f"another training is writing to {out}: wait for it, stop it, or give another --out_dir"
+        with lock(out, busy) if machine.rank == 0 else contextlib.nullcontext():
             run = Run(settings, machine, corpus, clock)
             signum, start = 0, run.iteration
             if run.finished:
@@ -298,9 +305,10 @@ def train(
     except RuntimeError as e:
         if not is_out_of_memory(e):
             raise
+        batch = "lower --batch_size and raise --gradient_accumulation_steps by as much, or "
         raise MemoryError(
-            "out of memory; lower --batch_size and raise --gradient_accumulation_steps by as much, or give "
-            "a smaller --n_embd or --block_size; with another --out_dir if this run was saved before"
+            f"out of memory; {batch * (settings.batch_size > machine.world)}give a smaller --n_embd or "
+            "--block_size; with another --out_dir if this run was saved before"
         ) from None
     losses = dict(val_loss=run.val_loss, best_val_loss=run.best_val_loss)
     return dict(iteration=run.iteration, signal=signum, **losses)
@@ -338,10 +346,12 @@ def find_corpus(settings: Settings, machine: Machine) -> Corpus:
 
 
 def main() -> int:
-    result = train(configure(Settings, sys.argv[1:]), report=Report())
-    if dist.is_initialized():  # only when all is well: with another process gone this would wait for it
-        dist.barrier()  # one that exits with a signal's status ends them all, and the first has a line to say
-        dist.destroy_process_group()
+    with others_may_be_gone():
+        result = train(configure(Settings, sys.argv[1:]), report=Report())
+        if dist.is_initialized():  # only when all is well: with another process gone this would wait for it
+            # one that exits with a signal's status ends them all, and the first has a line to say
+            dist.barrier()
+            dist.destroy_process_group()
     return 128 + result["signal"] if result["signal"] else 0
 
 

@@ -135,6 +135,8 @@ def build_model(state: dict, path: Path) -> tuple[GPT, object]:
             raise ValueError("no speakers")
         if any(weight.dtype != torch.float32 for weight in weights.values()):
             raise ValueError("weights in another number format")
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("weights that are not finite")
     except (LookupError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{unfit} ({one_line(e)[:100] or type(e).__name__})") from None
     model = empty_model(config)

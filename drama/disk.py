@@ -1,9 +1,10 @@
-"""Files that are whole or absent, JSON, and a lock on a folder."""
+"""Files and folders that are whole or absent, JSON, and a lock on a folder."""
 
 import contextlib
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 from configurator import UserError
@@ -29,6 +30,9 @@ def write_atomically(path: Path, write):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does this by itself
+                raise
         finally:
             os.close(folder)
 
@@ -46,8 +50,8 @@ def read_json(path: Path) -> dict:
 
 
 @contextlib.contextmanager
-def lock(folder: Path):
-    """Keep every other training out of a folder. Raises UserError when one is in it.
+def lock(folder: Path, busy: str):
+    """Keep every other program that asks out of a folder. Raises UserError(busy) when one is in it.
 
     The operating system releases the lock when the process ends, however it ends. What one that was killed
     left half written is removed.
@@ -64,8 +68,49 @@ def lock(folder: Path):
                 msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as e:
             if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # else a disk that has no locks
-                advice = "wait for it, stop it, or give another --out_dir"
-                raise UserError(f"another training is writing to {folder}: {advice}") from None
+                raise UserError(busy) from None
         for unfinished in folder.glob(".*.tmp"):
             unfinished.unlink()
         yield
+
+
+@contextlib.contextmanager
+def working_folder(path: Path, busy: str):
+    """A folder of one's own to write in, removed afterwards, with what a program that was killed left in it.
+
+    Raises UserError(busy) when another program is at work in it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with lock(path, busy):
+        try:
+            for left in path.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != ".lock":
+                    left.unlink()
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+READY = ".ready"  # a folder within: files that are written, and are to replace others all together
+
+
+def replace_files(new: Path, folder: Path):
+    """Replace the files in folder by those in new, a folder on the same disk: all or none, whenever it ends.
+
+    They are first moved to folder/.ready at once. Who finds that, by `finish_replacing`, goes on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    finish_replacing(folder)
+    new.rename(folder / READY)
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: Path):
+    """Go on with `replace_files` where it was interrupted; several programs may do so at once."""
+    with contextlib.suppress(FileNotFoundError):
+        for file in sorted((folder / READY).iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # another has moved it
+                os.replace(file, folder / file.name)
+        (folder / READY).rmdir()

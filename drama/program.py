@@ -169,12 +169,18 @@ def run_program(main):
 
 
 def explain(error: BaseException) -> int:
-    """Print what ended the program; returns its exit status."""
+    """Print what ended the program; returns its exit status.
+
+    Of torchrun's processes on a computer the first alone says what is true of all: that the request was
+    wrong, or that another process has gone.
+    """
     match error:
         case BrokenPipeError():  # the reader went away, as in `| head`
             return 1
         case KeyboardInterrupt() | Terminated():
             status, message = 130 if isinstance(error, KeyboardInterrupt) else 143, "stopped"
+        case _ if int(os.environ.get("LOCAL_RANK") or 0) and isinstance(error, (UserError, ConnectionError)):
+            return 2 if isinstance(error, UserError) else 1
         case UserError():
             status, message = 2, one_line(error)
         case OSError():

@@ -3,6 +3,7 @@
 A play is speeches, each a name, a colon and lines, with an empty line between two of them.
 """
 
+import itertools
 import json
 import re
 import unicodedata
@@ -28,10 +29,18 @@ def speeches(text: str) -> list[tuple[str, str]]:
     return spoken
 
 
-def speakers(text: str) -> dict[str, int]:
-    """How many speeches each name has, in the order in which they first speak."""
-    names = (name.strip() for name in NEXT_SPEECH.findall("\n\n" + text))
-    return dict(Counter(name for name in names if name))
+def speakers(pieces) -> dict[str, int]:
+    """How many speeches each name has, in the order in which they first speak, of a text in pieces."""
+    counts, held = Counter(), "\n\n"
+    for piece in itertools.chain(pieces, ["\n\n"]):
+        held += piece
+        end = held.rfind("\n\n")
+        counts.update(name.strip() for name in NEXT_SPEECH.findall(held, 0, end + 1))
+        held = held[end:]
+        if len(held) > 400:  # a speech has its name at its beginning, of 60 characters at most
+            held = held[:200] + " " + held[-200:]
+    counts.pop("", None)
+    return dict(counts)
 
 
 def colon(name: str, tok) -> str:

@@ -7,6 +7,7 @@ which is plain JSON; `from_dict` makes it again. It is stored in meta.json and i
 
 import base64
 import contextlib
+import re
 import unicodedata
 
 from drama.program import optional
@@ -43,6 +44,26 @@ def as_known(text: str, tok) -> tuple[str, str]:
                 return known, " and ".join(filter(None, (escapes, accents)))
     tok.encode(text)  # which raises: nothing helps
     return text, ""
+
+
+LONGEST_WORD = 1 << 24  # characters
+WORD_END = re.compile(r"\S(?=\s)")
+
+
+def whole_words(chunks):
+    """Yield a text in pieces that end where white space begins, so that byte pairs encode them as the whole.
+
+    Only a text with no white space in 16 million characters is cut anywhere.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        end = len(held)
+        if end < LONGEST_WORD:
+            end = max((m.end() for m in WORD_END.finditer(held, max(0, end - 1000))), default=0)
+        yield held[:end]
+        held = held[end:]
+    yield held
 
 
 def first_text(tok) -> str:
@@ -94,6 +115,17 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 LARGEST = 65_536  # ids are uint16
 
 
+@contextlib.contextmanager
+def too_much_space_is_said():
+    """Raises UserError where the regular expressions of tiktoken or rustbpe run out of stack."""
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != "PanicException":
+            raise
+        raise UserError("the text has a run of white space that is too long for byte pairs") from None
+
+
 class BPETokenizer:
     """Byte-pair encoding (Sennrich et al., 2016, arXiv:1508.07909), run by tiktoken; it can spell any text.
 
@@ -126,7 +158,8 @@ class BPETokenizer:
         Raises UserError where rustbpe is not installed.
         """
         trainer = optional("rustbpe").Tokenizer()
-        trainer.train_from_iterator(chunks, vocab_size=vocab_size, pattern=GPT2_PATTERN)
+        with too_much_space_is_said():
+            trainer.train_from_iterator(chunks, vocab_size=vocab_size, pattern=GPT2_PATTERN)
         return cls([bytes(token) for token, _ in trainer.get_mergeable_ranks()])
 
     @classmethod
@@ -145,12 +178,8 @@ class BPETokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """ids, uint16, at most one for each UTF-8 byte."""
-        try:
+        with too_much_space_is_said():
             return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
-        except BaseException as e:
-            if type(e).__name__ != "PanicException":  # tiktoken's regular expressions run out of stack
-                raise
-            raise UserError("the text has a run of white space that is too long for byte pairs") from None
 
     def decode(self, ids) -> str:
         """The text, with U+FFFD for bytes that are not UTF-8, such as half a character."""

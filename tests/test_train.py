@@ -171,7 +171,7 @@ def test_the_validation_loss_is_the_mean_over_the_whole_split(train, corpus):
     state = checkpoint.load("m/ckpt.pt")
     model, _ = checkpoint.build_model(state, "m/ckpt.pt")
     val = load_data("drama", 32, CPU).val
-    tokens = torch.from_numpy(np.array(val.mapped).astype(np.int64))
+    tokens = torch.from_numpy(np.concatenate(list(val.pieces())).astype(np.int64))
     total = 0.0
     for at in range(0, len(tokens) - 1, 32):  # one window at a time, the last one shorter
         x = tokens[at : at + 32][: len(tokens) - 1 - at]
@@ -450,6 +450,28 @@ def test_several_processes_train_as_one(train, corpus, processes):
     close(weights("one"), weights("two"))
     for a, b in zip(losses("one"), losses("two"), strict=True):
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-4)
+
+
+def test_three_processes_that_go_on_end_as_if_they_had_not_stopped(corpus):
+    """With two, the order of a sum is no question."""
+    for out_dir, lengths in {"whole": [12], "broken": [5, 12]}.items():
+        for max_iters in lengths:
+            how = dict(out_dir=out_dir, max_iters=max_iters, lr_decay_iters=12, batch_size=9, eval_interval=5)
+            process = torchrun(corpus, 3, ROOT / "train_drama.py", **how)
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+    assert equal(weights("whole"), weights("broken"))
+
+
+def test_a_wrong_request_to_several_processes_gets_one_line(corpus):
+    for wrong, words in (
+        (dict(batch_size=7), "try --batch_size=9"),
+        (dict(dataset="other"), "is not prepared"),
+    ):
+        process = torchrun(corpus, 3, ROOT / "train_drama.py", **{"batch_size": 9, **wrong})
+        _, err = process.communicate(timeout=300)
+        assert process.returncode and err.count("train_drama.py: ") == 1 and words in err
+        assert "this is a bug" not in err
 
 
 # train_drama.py; the second process gets a signal and stands in a folder of its own, as on another computer.

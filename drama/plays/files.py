@@ -2,14 +2,17 @@
 
 import codecs
 import hashlib
+import io
+import itertools
+import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configurator import UserError
 from drama.plays import structured
 from drama.plays.documents import kind_of, text_of
-from drama.plays.layouts import LONGEST, Layout, Play, convert, preview
+from drama.plays.layouts import Layout, Play, convert, preview
 from drama.speech import speakers
 
 # What a folder is searched for. Documents in it that are no play are left out; plain text is taken as it is.
@@ -56,50 +59,117 @@ def files_in(folder: Path) -> list[Path]:
     return files
 
 
-def read_text(path: Path, encoding: str) -> str:
-    """A file's text, newlines as \\n, without a mark at its start. Raises UserError where it is not one."""
-    data = path.read_bytes()
-    if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        encoding = "utf-16"
-    try:
-        text = data.decode(encoding)
-        text.encode()
-    except UnicodeEncodeError:  # some encodings can spell half a character
-        raise UserError(f"{path} is not text in {encoding}; name another --encoding") from None
-    except UnicodeError as e:
-        at = getattr(e, "start", 0)
-        line = data.count(b"\n", 0, at) + 1
-        where = f"byte 0x{data[at]:02x} in line {line:,}"
-        advice = "save it as UTF-8, or name its own with --encoding (cp1252, latin-1, gb18030, utf-16)"
-        raise UserError(f"{path} is not {encoding} ({where}); {advice}") from None
-    if "\0" in text:
-        likely = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
-        advice = f"if it is text, try --encoding={likely}"
-        raise UserError(f"{path} holds NUL, which no text in {encoding} has; {advice}")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+LONGEST = 20_000_000  # bytes; four times all of Shakespeare is no play, and takes much memory to convert
+LONGEST_LINE = 1 << 22  # characters
+CHUNK = 1 << 22  # bytes read at a time: memory stays small however long a text is
 
 
-def clean(
-    path: Path, encoding: str, layout: Layout, normalize: bool, named: bool = True, show: bool = False
-) -> str:
-    """A file's text in the form that a model learns from; prints what it was and what was changed.
+def text_pieces(path: Path, encoding: str):
+    """Yield a file's text in pieces, newlines as \\n, without a mark at its start.
+
+    Raises UserError where it is not text in that encoding.
+    """
+    with open(path, "rb") as file:
+        data = file.read(CHUNK)
+        if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            encoding = "utf-16"
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+        lines, mark = 1, "\ufeff"
+        while True:
+            try:
+                text = decoder.decode(data, final=not data)
+                text.encode()
+            except UnicodeEncodeError:  # some encodings can spell half a character
+                raise UserError(f"{path} is not text in {encoding}; name another --encoding") from None
+            except UnicodeError as e:
+                wrong, at = getattr(e, "object", data), getattr(e, "start", 0)
+                line = lines + wrong.count(b"\n", 0, at)
+                advice = "save it as UTF-8, or name its own --encoding (cp1252, latin-1, gb18030, utf-16)"
+                where = f"byte 0x{wrong[at]:02x} in line {line:,}"
+                raise UserError(f"{path} is not {encoding} ({where}); {advice}") from None
+            if "\0" in text:
+                likely = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+                advice = f"if it is text, try --encoding={likely}"
+                raise UserError(f"{path} holds NUL, which no text in {encoding} has; {advice}")
+            if text:
+                yield text.removeprefix(mark)
+                mark = ""
+            if not data:
+                return
+            lines += data.count(b"\n")
+            data = file.read(CHUNK)
+
+
+MARKS_ON_A_LETTER = 30  # as Unicode's Stream-Safe Text Format allows (UAX 15); sorting more is quadratic
+SIGNS = re.compile(rf"[^\w\s]{{{MARKS_ON_A_LETTER + 1},}}")
+
+
+def normalized(text: str) -> str:
+    """A text with each letter and its accents as one character (NFC); more marks than any script has stay."""
+    parts, end = [], 0
+    for signs in SIGNS.finditer(text):
+        runs = itertools.groupby(signs[0], lambda sign: unicodedata.combining(sign) > 0)
+        if any(marks and len(list(run)) > MARKS_ON_A_LETTER for marks, run in runs):
+            parts += [unicodedata.normalize("NFC", text[end : signs.start()]), signs[0]]
+            end = signs.end()
+    return "".join([*parts, unicodedata.normalize("NFC", text[end:])])
+
+
+class Tidy:
+    """Takes marks out of a text that comes in pieces, and notes what was changed."""
+
+    def __init__(self, normalize: bool):
+        self.normalize, self.marks, self.composed = normalize, 0, False
+
+    def __call__(self, text: str) -> str:
+        self.marks += text.count("\ufeff")
+        text = text.replace("\ufeff", "")
+        if not self.normalize or text.isascii():
+            return text
+        tidy = normalized(text)
+        self.composed |= tidy != text
+        return tidy
+
+    def lines(self, pieces):
+        """Yield the tidied pieces, each ended by a whole line where lines are not too long for that."""
+        held = ""
+        for piece in pieces:
+            held += piece
+            end = held.rfind("\n") + 1 or (len(held) if len(held) > LONGEST_LINE else 0)
+            yield self(held[:end])
+            held = held[end:]
+        yield self(held)
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.marks:  # as where files were joined
+            notes.append(f"byte-order marks within it removed: {self.marks}")
+        if self.composed:
+            notes.append("letters and their accents made one character (--normalize=false leaves them)")
+        return notes
+
+
+def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: bool = True, show: bool = False):
+    """Yield a file's text, in pieces, in the form that a model learns from; prints what was changed for that.
 
     A document that was found in a folder, and not named, has to be a play. show: also who speaks, what is
     left out and what is doubtful.
     """
-    kind, notes = kind_of(path), []
+    kind, notes, tidy = kind_of(path), [], Tidy(normalize)
+    beginning = f"{path}: {path.stat().st_size:,} bytes"
+    if not kind and layout in ("auto", "keep") and path.stat().st_size > LONGEST:
+        yield from tidy.lines(text_pieces(path, encoding))
+        notes = [*tidy.notes(), "too long for one play, so its layout was not looked for"]
+        print("; ".join([beginning, *notes]))
+        return
     if kind == "xml":
         play = structured.read(path)
         text, cast = play.text, play.cast
         notes.append(play.kind)
     else:
-        text = text_of(path, kind) if kind else read_text(path, encoding)
-    if marks := text.count("\ufeff"):
-        text = text.replace("\ufeff", "")
-        notes.append(f"byte-order marks within it removed: {marks}")  # as where files were joined
-    if normalize and not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
-        notes.append("letters and their accents made one character (--normalize=false leaves them)")
+        text = text_of(path, kind) if kind else "".join(text_pieces(path, encoding))
+    text = tidy(text)
+    notes += tidy.notes()
     if kind == "xml":
         if left_out := ", ".join(f"{n:,} {what}" for what, n in play.left_out.items()):
             notes.append(f"left out: {left_out}")
@@ -115,10 +185,10 @@ def clean(
     if cast:
         names = ", ".join(list(cast)[:4]) + ", ..." * (len(cast) > 4)
         notes.append(f"{sum(cast.values()):,} speeches by {len(cast):,} speakers ({names})")
-    print(f"{path}: {path.stat().st_size:,} bytes" + "".join(f"; {note}" for note in notes))
+    print("; ".join([beginning, *notes]))
     if show:
         print(details)
-    return text
+    yield text
 
 
 def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str]]:
@@ -129,9 +199,7 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str
     play = convert(text, layout)
     if layout not in ("auto", "keep") and text and not play.speeches:
         raise UserError(f"{path}: no speech in the layout {layout}; try another --layout, or auto")
-    if layout == "auto" and len(text) > LONGEST:
-        notes.append("too long for one play, so its layout was not looked for (--layout names it)")
-    elif play.layout:
+    if play.layout:
         notes.append(f"from the layout {play.layout} (--layout=keep takes it as it is)")
         headings, directions = play.kinds.count("heading"), play.kinds.count("direction")
         if left_out := headings + directions:
@@ -150,17 +218,56 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str
 
 @dataclass
 class Text:
-    """A text as it will be encoded: its own file, where it is from, and who speaks in it how often."""
+    """A text as it will be encoded: a part of a file in UTF-8, where it is from, and who speaks how often."""
 
     path: Path
     source: str
+    start: int  # bytes
+    stop: int
     characters: int
     speakers: dict[str, int]
 
+    def pieces(self):
+        """Yield it in pieces."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            left = self.stop - self.start
+            while data := file.read(min(left, CHUNK)):
+                left -= len(data)
+                yield decoder.decode(data)
 
-def written(path: Path, source: str, text: str) -> Text:
-    path.write_text(text, encoding="utf-8", newline="")
-    return Text(path, source, len(text), speakers(text))
+    def part(self, start: int, stop: int) -> "Text":
+        """The part between two bytes of its file."""
+        part = replace(self, start=start, stop=stop, characters=0)
+
+        def counted():
+            for piece in part.pieces():
+                part.characters += len(piece)
+                yield piece
+
+        part.speakers = speakers(counted())
+        return part
+
+    def place(self, character: int) -> int:
+        """The byte of its file where a character begins."""
+        place = self.start
+        for piece in self.pieces():
+            place += len(piece[:character].encode())
+            character -= min(character, len(piece))
+        return place
+
+
+def written(path: Path, source: str, pieces) -> tuple[Text, bytes]:
+    """(a text, its SHA-256), written to path piece by piece."""
+    sha = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            data = piece.encode()
+            sha.update(data)
+            file.write(data)
+        size = file.tell()
+    return Text(path, source, 0, 0, 0, {}).part(0, size), sha.digest()
 
 
 def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> list[Text]:
@@ -168,21 +275,20 @@ def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> lis
 
     What a folder holds that is no play is said and left out. Raises UserError where two hold the same text.
     """
-    cleaned, seen, empty = [], {}, True
+    cleaned, seen = [], {}
     for number, (file, named) in enumerate(files):
         try:
-            text = clean(file, named=named, **kwargs)
+            text, sha = written(folder / f"{number}.txt", str(file), clean(file, named=named, **kwargs))
         except UserError as e:
             if named or file.suffix.lower() in PLAIN:
                 raise
             print(f"skipped: {e}")
             continue
-        other = seen.setdefault(hashlib.sha256(text.encode()).digest(), file)
-        if other is not file and text:
+        other = seen.setdefault(sha, file)
+        if other is not file and text.characters:
             raise UserError(f"{other} and {file} hold the same text; leave one of them out")
-        empty = empty and not text.strip()
-        cleaned.append(written(folder / f"{number}.txt", str(file), text))
-    if empty:
+        cleaned.append(text)
+    if not any(piece.strip() for text in cleaned for piece in text.pieces()):
         raise UserError(f"{files[0][0]} is empty" if len(files) == 1 else "no file holds a play")
     return cleaned
 
@@ -212,9 +318,9 @@ def cut(texts: list[Text], n_train: int) -> tuple[list[Text], list[Text]]:
     for text in texts:
         left = n_train - sum(text.characters for text in train)
         if 0 < left < text.characters:
-            whole = text.path.read_text(encoding="utf-8")
-            train.append(written(text.path.with_suffix(".train"), text.source, whole[:left]))
-            val.append(written(text.path.with_suffix(".val"), text.source, whole[left:]))
+            at = text.place(left)
+            train.append(text.part(text.start, at))
+            val.append(text.part(at, text.stop))
         else:
             (train if left else val).append(text)
     return train, val

@@ -21,7 +21,6 @@ Layout = Literal[
     "auto", "keep", "colon", "dot", "dash", "caps", "indent", "gap", "quotes", "brackets", "markdown",
     "fountain",
 ]  # fmt: skip
-LONGEST = 50_000_000  # characters; ten times all of Shakespeare is no play, and takes much memory to convert
 PIECE = 15_000  # characters
 NEGLIGIBLE = 0.02  # of the lines may be doubtful
 INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\f]+")
@@ -418,7 +417,7 @@ def convert(text: str, layout: Layout = "auto") -> Play:
     Text that is not for certain in a layout is left as it is, and `reason` says why. A layout that is named
     is taken in any case.
     """
-    if layout == "keep" or (layout == "auto" and len(text) > LONGEST):
+    if layout == "keep":
         return Play(text)
     if layout != "auto":
         return Reader(text, layout == "fountain").read(layout, named=True)

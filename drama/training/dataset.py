@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+import codecs
 import math
+import os
+import tempfile
+import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -15,13 +18,15 @@ import torch
 from configurator import UserError
 from drama import checkpoint, tokenizer
 from drama.device import random_stream
-from drama.disk import read_json
+from drama.disk import finish_replacing, read_json
+from drama.tokenizer import whole_words
 from drama.training.machine import Machine, uncompiled
 from model import GPT
 
 if TYPE_CHECKING:
     from train_drama import Settings
 
+CHUNK = 1 << 20  # tokens read at a time
 AGAIN = "run prepare.py again"
 CPU_PART = 2048  # tokens of a batch read at a time in float32, so that a CPU's caches hold them
 # A batch of evaluation: fixed, so that no setting of a training changes how its losses are rounded.
@@ -31,34 +36,50 @@ EVAL_LOGITS = 2**26  # fewer tokens where each has many: at 10 bytes per logit, 
 
 
 class Split:
-    """The tokens of one split: on the GPU when they take a small part of its memory, else memory-mapped."""
+    """The tokens of one split: on the GPU when they take a small part of its memory, else in a file.
 
-    def __init__(self, path: Path, n_tokens: int, vocab_size: int, device: torch.device):
-        if not path.is_file():
-            raise UserError(f"{path} is missing; {AGAIN}")
-        if (size := path.stat().st_size) != 2 * n_tokens:
-            raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * n_tokens:,}; {AGAIN}")
-        self.device, self.vocab_size = device, vocab_size
-        self.mapped = np.memmap(path, dtype="<u2", mode="r")
-        if self.mapped.max() >= vocab_size:
-            raise UserError(f"{path} holds tokens that meta.json does not know; {AGAIN}")
-        self.to_device()
+    The file is read and not mapped into memory: a mapped one that becomes shorter ends the program by SIGBUS.
+    """
 
-    def to_device(self):
-        """Put the tokens on a GPU, where they take a small part of its memory."""
+    def __init__(self, file: BinaryIO, vocab_size: int, device: torch.device):
+        self.file, self.vocab_size, self.device = file, vocab_size, device
+        self.length = file.seek(0, os.SEEK_END) // 2
         self.resident = None
-        if self.device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(self.device)[0] / 8:
-            self.resident = torch.from_numpy(self.mapped.astype(np.int32)).to(self.device)
-
-    def encoded_by(self, tok, before) -> Split:
-        """The same text in the tokens of another tokenizer than the one before."""
-        split = copy.copy(self)
-        split.mapped, split.vocab_size = tok.encode(before.decode(self.mapped)), tok.vocab_size
-        split.to_device()
-        return split
+        if device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(device)[0] / 8:
+            self.resident = torch.from_numpy(np.concatenate(list(self.pieces()))).to(device).int()
 
     def __len__(self) -> int:
-        return len(self.mapped)
+        return self.length
+
+    def read(self, start: int, tokens: np.ndarray) -> np.ndarray:
+        """Fill tokens (n,) uint16 with those from start on. Raises OSError where the file ends before."""
+        self.file.seek(2 * start)
+        if self.file.readinto(tokens) != tokens.nbytes:
+            raise OSError(0, f"has become shorter since the run began; {AGAIN}", str(self.file.name))
+        return tokens
+
+    def pieces(self):
+        """Yield all tokens in order, some at a time (n,) uint16."""
+        for start in range(0, len(self), CHUNK):
+            yield self.read(start, np.empty(min(CHUNK, len(self) - start), dtype="<u2"))
+
+    def require_sound(self, crc32: int):
+        """Raise UserError where the file is not as prepare.py wrote it."""
+        found = largest = 0
+        for piece in self.pieces():
+            found, largest = zlib.crc32(piece, found), max(largest, piece.max())
+        if found != crc32:
+            raise UserError(f"{self.file.name} is damaged: its checksum is not that of meta.json; {AGAIN}")
+        if largest >= self.vocab_size:
+            raise UserError(f"{self.file.name} holds tokens that meta.json does not know; {AGAIN}")
+
+    def encoded_by(self, tok, before, folder: Path) -> Split:
+        """The same text in the tokens of another tokenizer than the one before, in a nameless file there."""
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        for text in whole_words(decode(before.decode_bytes(piece)) for piece in self.pieces()):
+            file.write(tok.encode(text).astype("<u2", copy=False).data)
+        return Split(file, tok.vocab_size, self.device)
 
     def windows(self, starts: torch.Tensor, length: int):
         """x, y (B, length): the tokens from each of starts (B,), and the ones that follow each."""
@@ -67,8 +88,10 @@ class Split:
             where = starts[:, None] + torch.arange(length + 1, device=self.device)
             tokens = self.resident[where].long()
         else:
-            where = starts[:, None] + torch.arange(length + 1)
-            tokens = torch.from_numpy(self.mapped[where.numpy()].astype(np.int64))
+            tokens = np.empty((len(starts), length + 1), dtype="<u2")
+            for row, start in zip(tokens, starts.tolist(), strict=True):
+                self.read(start, row)
+            tokens = torch.from_numpy(tokens.astype(np.int64))
             if self.device.type == "cuda":
                 tokens = tokens.pin_memory()
             tokens = tokens.to(self.device, non_blocking=self.device.type == "cuda")
@@ -104,12 +127,12 @@ class Corpus:
             for part in step_starts.split(rows):
                 yield self.train.windows(part, s.block_size)
 
-    def encoded_by(self, tok) -> Corpus:
-        """The same texts in the tokens of another tokenizer: that of a model which goes on with them."""
+    def encoded_by(self, tok, folder: Path) -> Corpus:
+        """The same texts in the tokens of another tokenizer, in folder: that of a model which goes on."""
         if tok.to_dict() == self.tokenizer.to_dict():
             return self
-        splits = {name: getattr(self, name).encoded_by(tok, self.tokenizer) for name in ("train", "val")}
-        return replace(self, tokenizer=tok, **splits)
+        train, val = (split.encoded_by(tok, self.tokenizer, folder) for split in (self.train, self.val))
+        return replace(self, tokenizer=tok, train=train, val=val)
 
     def evaluate(self, model: GPT, settings: Settings, machine: Machine, stop=None) -> dict | None:
         """train_loss, val_loss, val_bits_per_char; None when stop asks for an end before they are done.
@@ -157,12 +180,14 @@ def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
     Raises UserError when files are missing, damaged or too short for block_size.
     """
     folder = Path("data", name)
+    finish_replacing(folder)
     try:
         meta = read_json(folder / "meta.json")
         counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
         identity = checkpoint.digest([meta["sha256"], counts, meta["tokenizer"]])
         tok = tokenizer.from_dict(meta["tokenizer"])
-        val_characters, source, speakers = meta["val_characters"], meta["source"], meta.get("speakers", [])
+        val_characters, source, speakers = meta["val_characters"], meta["source"], meta["speakers"]
+        sums = {split: int(meta[f"{split}_crc32"]) for split in counts}
         if type(val_characters) is not int or val_characters < 1 or type(source) is not str:
             raise ValueError
         if type(speakers) is not list or not all(type(speaker) is str for speaker in speakers):
@@ -170,10 +195,19 @@ def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
     except UserError as e:
         raise UserError(f"{e}; {AGAIN}") from None
     except (LookupError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{folder / 'meta.json'} is damaged; {AGAIN}") from None
+        raise UserError(f"{folder / 'meta.json'} is damaged or of an earlier version; {AGAIN}") from None
     require_windows(counts, block_size)
-    train, val = (Split(folder / f"{k}.bin", n, tok.vocab_size, machine.device) for k, n in counts.items())
-    return Corpus(train, val, tok, source, identity, val_characters, speakers)
+    splits = []
+    for split, count in counts.items():
+        path = folder / f"{split}.bin"
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {AGAIN}")
+        if (size := path.stat().st_size) != 2 * count:
+            raise UserError(f"{path} has {size:,} bytes where meta.json says {2 * count:,}; {AGAIN}")
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+        splits.append(Split(file, tok.vocab_size, machine.device))
+        splits[-1].require_sound(sums[split])
+    return Corpus(*splits, tok, source, identity, val_characters, speakers)
 
 
 def require_windows(counts: dict[str, int], block_size: int):

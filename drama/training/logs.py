@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,19 @@ COLUMNS = {
 }
 
 
+def read_rows(path: Path) -> list[dict]:
+    """The whole rows of a log.csv. Raises ValueError where it is none, as when a spreadsheet has saved it."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as f:
+            lines = (line.replace("\0", "") for line in f)  # a computer that went down may leave these
+            table = csv.DictReader(lines)
+            if "iter" in (table.fieldnames or ["iter"]):
+                return [row for row in table if re.fullmatch("[0-9]+", row["iter"] or "")]
+    except csv.Error:
+        pass
+    raise ValueError(f"{path} is no log")
+
+
 class Log:
     """log.csv: one row for each line that the run printed."""
 
@@ -46,10 +61,13 @@ class Log:
         self.path = path
         rows = []
         if start and path.is_file():
-            with open(path, newline="", encoding="utf-8", errors="replace") as f:
-                lines = (line.replace("\0", "") for line in f)  # which a computer that went down may leave
-                rows = [row for row in csv.DictReader(lines) if (row["iter"] or "").isdigit()]
-            rows = [row for row in rows if int(row["iter"]) < start]
+            try:
+                rows = [row for row in read_rows(path) if int(row["iter"]) < start]
+            except ValueError:
+                aside = (path.with_name(f"log-damaged-{n}.csv") for n in itertools.count(1))
+                damaged = next(name for name in aside if not name.exists())
+                os.rename(path, damaged)
+                print(f"{path} cannot be read: kept as {damaged.name}, and a new one begins", flush=True)
         text = io.StringIO()
         writer = csv.DictWriter(text, self.FIELDS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from configurator import UserError
+from configurator import UserError, one_line
 from drama.device import find_device, find_dtype
 
 # Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first match is used. What is
@@ -86,6 +86,20 @@ class Machine:
                 n *= 2
                 a = torch.randn(n, n, device=self.device, dtype=self.dtype)
         return flops, f"a matmul rate of {flops / 1e12:.2f} TFLOP/s, measured just now"
+
+
+@contextlib.contextmanager
+def others_may_be_gone():
+    """Raises ConnectionError where PyTorch says in its own ways that another process no longer answers."""
+    try:
+        yield
+    except RuntimeError as e:  # gloo's are nothing else
+        gone = re.search(r"gloo|NCCL|Connection (?:closed|reset)|Timed? ?out|failed to connect", str(e), re.I)
+        if not (isinstance(e, dist.DistError) or (dist.is_initialized() and gone)):
+            raise
+        who = f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}"
+        lost = f"{who} no longer hears from the others ({one_line(e)[:160]})"
+        raise ConnectionError(f"{lost}; the same command goes on from the last save") from None
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def draw(logs: list[Path], out: Path):
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
     for number, (path, columns) in enumerate(zip(logs, runs, strict=True)):
-        color, name = f"C{number}", path.resolve().parent.name
+        color, name = f"C{number}", path.resolve().parent.name.encode("utf-8", "replace").decode()
         above.plot(*columns["loss"], color=color, alpha=0.2, linewidth=0.8, label=f"{name}: batches")
         if "val_loss" in columns:
             above.plot(*columns["train_loss"], color=color, linestyle=":", label=f"{name}: training split")

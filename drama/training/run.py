@@ -66,7 +66,7 @@ class Run:
         else:
             self.model = GPT(settings.model_config(tok.vocab_size))
         self.settings = dataclasses.replace(settings, **self.chosen)
-        self.corpus = corpus.encoded_by(tok)
+        self.corpus = corpus.encoded_by(tok, self.out)
         counts = dict(train=len(self.corpus.train), val=len(self.corpus.val))
         require_windows(counts, self.settings.block_size)  # subword tokens are fewer than characters
         self.model.to(machine.device)
@@ -144,17 +144,18 @@ class Run:
 
         Returns their new names: none where this run is continued or nothing was there.
         """
-        files = [Path(name) for name in ("ckpt.pt", "last.pt", "log.csv", "loss.png", "tensorboard", "wandb")]
+        # last.pt first: without it, a start that follows a kill between two of them goes on with the others
+        files = [Path(name) for name in ("last.pt", "ckpt.pt", "log.csv", "loss.png", "tensorboard", "wandb")]
         kept = [file for file in files if (self.out / file).exists()]
         if self.continued or self.machine.rank or not kept:
             return []
         number = 1
-        while any((self.out / f"{file.stem}-{number}{file.suffix}").exists() for file in files):
+        while any((self.out / f"{file.stem}-{number}{file.suffix}").exists() for file in kept):
             number += 1
         names = [f"{file.stem}-{number}{file.suffix}" for file in kept]
         for file, name in zip(kept, names, strict=True):
             os.rename(self.out / file, self.out / name)
-        return names
+        return sorted(names)
 
     def keep_best(self, losses: dict[str, float]):
         """Take note of an evaluation; save ckpt.pt when it is the best so far. An untrained model is not."""

@@ -1,8 +1,10 @@
 """What people bring as plays: encodings, byte-order marks, accents, layouts, folders, names of files."""
 
 import codecs
+import hashlib
 import itertools
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from helpers import play
 
 import prepare
+from configurator import UserError
 from drama.plays import files as texts
 from drama.plays import layouts
+from drama.speech import speakers
 from drama.tokenizer import from_dict
 
 COLON = (
@@ -57,7 +61,7 @@ def test_the_same_text_twice_is_refused_whatever_its_name_and_newlines(call, fol
     (folder / "a.txt").write_text(play())
     (folder / "b.txt").write_bytes(codecs.BOM_UTF8 + play().replace("\n", "\r\n").encode())
     err = refused(call, "--input=a.txt,b.txt")
-    assert "a.txt and b.txt hold the same text" in err and not (folder / "data").exists()
+    assert "a.txt and b.txt hold the same text" in err and not list(folder.glob("data/*"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -128,12 +132,58 @@ def test_an_encoding_that_spells_half_a_character_is_refused(call, folder, encod
 
 
 def test_a_text_too_long_for_one_play_keeps_its_form(prepared, folder, monkeypatch):
-    monkeypatch.setattr(layouts, "LONGEST", len(COLON) - 1)
     monkeypatch.setattr(texts, "LONGEST", len(COLON) - 1)
     (folder / "a.txt").write_text(COLON)
     out, text = prepared("--input=a.txt")
     assert text == COLON and "too long for one play" in out
     assert prepared("--input=a.txt", "--layout=colon")[1] == layouts.convert(COLON, "colon").text
+
+
+def read_in_pieces(folder, monkeypatch, data: bytes, size: int, encoding="utf-8") -> str:
+    """What is made of a long text, read so many bytes at a time."""
+    monkeypatch.setattr(texts, "LONGEST", 0)
+    monkeypatch.setattr(texts, "CHUNK", size)
+    (folder / "long.txt").write_bytes(data)
+    return "".join(texts.clean(folder / "long.txt", encoding, "auto", True))
+
+
+@pytest.mark.parametrize("size", [2, 3, 1000])
+def test_a_long_text_is_read_in_pieces_as_if_it_were_one(folder, monkeypatch, capsys, size):
+    text = "ZOE\u0301:\r\nJ\u2019e\u0301t\u00e9 \U0001f600\ufeff, \u1100\u1161\u11a8\r\u0301\n\n" * 50
+    tidy = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", ""))
+    data = codecs.BOM_UTF8 + text.encode()
+    assert read_in_pieces(folder, monkeypatch, data, size) == tidy
+    out = capsys.readouterr().out
+    assert "removed: 50" in out and "accents made one character" in out and "too long" in out
+    assert read_in_pieces(folder, monkeypatch, text.encode("utf-16"), max(size, 2)) == tidy
+    assert read_in_pieces(folder, monkeypatch, text.encode("gb18030"), size, "gb18030") == tidy
+    with pytest.raises(UserError, match="byte 0xff in line 151"):
+        read_in_pieces(folder, monkeypatch, data + b"\xff", size)
+    with pytest.raises(UserError, match="NUL"):
+        read_in_pieces(folder, monkeypatch, data + b"\0", size)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 22])
+def test_a_text_is_cut_and_read_where_its_characters_are(folder, monkeypatch, size):
+    monkeypatch.setattr(texts, "CHUNK", size)
+    whole = "\n" + play(20).replace("I", "\u6211") + "\U0001f600"
+    text, sha = texts.written(folder / "a.txt", "a", [whole[:100], whole[100:]])
+    assert sha == hashlib.sha256(whole.encode()).digest() and text.speakers == speakers([whole])
+    for n in (1, 50, len(whole) - 1):
+        train, val = texts.cut([text], n)
+        assert "".join(train[0].pieces()) == whole[:n] and "".join(val[0].pieces()) == whole[n:]
+        assert (train[0].characters, val[0].characters) == (n, len(whole) - n)
+        assert val[0].speakers == speakers([whole[n:]])
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0327", "\u0327\u0301\u0301"])
+@pytest.mark.parametrize("letter", ["a", "a!", "!"])
+def test_letters_with_more_accents_than_any_script_has_are_left_as_they_are(letter, marks):
+    """Sorting so many takes time that grows with their square: minutes for a megabyte."""
+    text = "e\u0301 " + letter + marks * 300_000 + " e\u0301\n"
+    assert texts.normalized(text) == text.replace("e\u0301", "\u00e9")
+    few = "a" + "\u0301\u0327" * 15 + "."
+    assert texts.normalized(few) == unicodedata.normalize("NFC", few) != few
 
 
 def test_marks_within_a_text_are_removed_and_said(prepared, folder):

@@ -319,18 +319,18 @@ def test_a_graph_is_refused_where_it_cannot_be(corpus, machine, said):
 
 
 class Watched(Split):
-    """Notes the windows that are read, in `read`."""
+    """Notes the windows that are read, in `seen`."""
 
     def windows(self, starts, length):
-        self.read.append((Path(self.mapped.filename).stem, starts.tolist()))
+        self.seen.append((Path(self.file.name).stem, starts.tolist()))
         return super().windows(starts, length)
 
 
 def watched(read: list) -> Corpus:
     data = load_data("drama", 32, CPU)
     for name, split in (("train", data.train), ("val", data.val)):
-        setattr(data, name, Watched(Path(split.mapped.filename), len(split), split.vocab_size, CPU.device))
-        getattr(data, name).read = read
+        setattr(data, name, Watched(split.file, split.vocab_size, CPU.device))
+        getattr(data, name).seen = read
     return data
 
 

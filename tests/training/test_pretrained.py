@@ -73,7 +73,7 @@ def test_a_damaged_folder_in_hugging_face_s_format_is_refused_with_its_reason(tw
     assert load_start("hf/model.safetensors", tok)["config"]["arch"] == arch  # its folder is meant
     config, weights = (Path("hf", name).read_bytes() for name in ("config.json", "model.safetensors"))
     for changes, words in (
-        (dict(n_layer=1), "another number of layers"), (dict(n_layer=10**9), "another number of layers"),
+        (dict(n_layer=1), "another number of layers"), (dict(n_layer=10**9), "1,000 blocks"),
         (dict(model_type="llama"), "another kind"), (dict(n_head=3), "n_head=3"), (dict(n_embd=64), "size"),
     ):  # fmt: skip
         Path("hf/config.json").write_text(json.dumps({**json.loads(config), **changes}))

@@ -1,6 +1,5 @@
 """The state of a run: what is saved, what continues it, what it sets aside, and how long it is."""
 
-import json
 import math
 import os
 from dataclasses import fields, replace
@@ -205,10 +204,6 @@ OLD_IDENTITY = "4db987c4a33e5e952e3a931bacf84e5253a7e31a089bf379c2bbaa7c1a5e6f72
 
 
 def test_a_run_that_an_earlier_version_saved_loads_samples_and_continues(call, corpus):
-    meta = Path("data/drama/meta.json")
-    today = json.loads(meta.read_text())
-    assert today.pop("speakers") and today.pop("plays")
-    meta.write_text(json.dumps(today))
     torch.manual_seed(0)
     model = {name: torch.full(shape, 1.0) for name, shape in OLD_SHAPES.items()}
     model = {name: w if "ln_" in name else 0.02 * torch.randn(w.shape) for name, w in model.items()}
@@ -271,6 +266,27 @@ def test_a_run_that_starts_over_sets_earlier_files_aside_and_one_that_goes_on_do
     Path("m/last.pt").write_text("second")
     assert Run(scratch, CPU, loaded(), Clock()).set_aside() == ["last-2.pt"]
     assert sorted(os.listdir("m")) == ["ckpt-1.pt", "last-1.pt", "last-2.pt", "log-1.csv"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_kill_between_two_files_that_are_set_aside_keeps_them_together(saved, monkeypatch, n):
+    saved(Settings(**SMALL, out_dir="m"))
+    for name in ("ckpt.pt", "log.csv"):
+        Path("m", name).write_text("first")
+    rename, renamed = os.rename, []
+
+    def dying(*names):
+        renamed.append(names)
+        if len(renamed) == n:
+            raise KeyboardInterrupt
+        rename(*names)
+
+    scratch = Settings(**SMALL, out_dir="m", init_from="scratch")
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(os, "rename", dying)
+        Run(scratch, CPU, loaded(), Clock()).set_aside()
+    Run(scratch, CPU, loaded(), Clock()).set_aside()
+    assert sorted(os.listdir("m")) == ["ckpt-1.pt", "last-1.pt", "log-1.csv"]
 
 
 @pytest.mark.parametrize("report", [None, "deaf"])

@@ -11,7 +11,6 @@ What was written is loaded and compared where the library for it is installed. E
 """
 
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from drama.program import run_program
 
 from configurator import FilePath, UserError, check, configure, split_files
 from drama import checkpoint
+from drama.disk import working_folder
 from drama.sampling.generation import Sampling, generate, prompt_ids
 from drama.speech import colon
 from drama.tokenizer import first_text
@@ -85,8 +85,9 @@ def export(path: Path, settings: Settings):
     speaker = next(iter(state.get("speakers", [])), "")
     prompt = f"{speaker}{colon(speaker, tok)}" if speaker else first_text(tok)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:  # the folder is whole or absent
-        folder = Path(temporary) / out.name
+    busy = f"another program is writing {out}: wait for it, or give another --out"
+    with working_folder(out.with_name(f".{out.name}.writing"), busy) as own:  # out is whole or absent
+        folder = own / out.name
         folder.mkdir()
         WRITERS[settings.to](folder, model.eval(), tok, prompt, settings.dtype)
         about = card(state, model, tok, prompt, folder, settings.to)

@@ -12,6 +12,7 @@ from drama.program import ROOT, optional
 
 import torch
 
+from configurator import one_line
 from drama.training.pretrained import spell, their_name, transposed, vocabulary
 from model import GPT, GPTConfig
 from tools.export.mirrored import is_mirrored
@@ -92,7 +93,11 @@ def write_hf(folder: Path, model: GPT, tok, prompt: str, dtype: str):
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    optional("safetensors.torch").save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    try:
+        optional("safetensors.torch").save_file(weights, file, metadata={"format": "pt"})
+    except optional("safetensors").SafetensorError as e:  # which is what it makes of a full disk
+        raise OSError(0, f"could not be written ({one_line(e)})", str(file)) from None
     fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
 
 
