@@ -376,7 +376,7 @@ def test_a_file_without_a_part_is_refused(path, missing):
 
 
 @pytest.mark.parametrize("damaged, read", [
-    ("iter;loss\n0;1.0\n".encode(), False), ("iter,loss\n0,1.0\n".encode("utf-8-sig"), False),
+    (b"iter;loss\n0;1.0\n", False), ("iter,loss\n0,1.0\n".encode("utf-8-sig"), False),
     ("iter,loss\n0,1.0\n".encode("utf-16"), False), (b'iter,loss\n"' + b"0" * 200_000, False),
     (b"\xff\xfe\x00", False), (b"", True), ("iter,loss\n\u00b2,1.0\n".encode(), True),
 ], ids=lambda value: repr(value)[:25])  # fmt: skip
