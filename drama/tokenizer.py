@@ -115,15 +115,17 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 LARGEST = 65_536  # ids are uint16
 
 
-@contextlib.contextmanager
-def too_much_space_is_said():
-    """Raises UserError where the regular expressions of tiktoken or rustbpe run out of stack."""
-    try:
-        yield
-    except BaseException as e:
-        if type(e).__name__ != "PanicException":
-            raise
-        raise UserError("the text has a run of white space that is too long for byte pairs") from None
+LONGEST_SPACE = re.compile(r"\s{50000}")
+
+
+def checked(text: str) -> str:
+    """The text. Raises UserError where the regular expressions of tiktoken and rustbpe may run out of stack.
+
+    They do on a run of white space of some hundred thousand characters.
+    """
+    if any(LONGEST_SPACE.match(text, place) for place in range(0, len(text), 50_000)):
+        raise UserError("the text has a run of white space that is too long for byte pairs")
+    return text
 
 
 class BPETokenizer:
@@ -158,8 +160,7 @@ class BPETokenizer:
         Raises UserError where rustbpe is not installed.
         """
         trainer = optional("rustbpe").Tokenizer()
-        with too_much_space_is_said():
-            trainer.train_from_iterator(chunks, vocab_size=vocab_size, pattern=GPT2_PATTERN)
+        trainer.train_from_iterator(map(checked, chunks), vocab_size=vocab_size, pattern=GPT2_PATTERN)
         return cls([bytes(token) for token, _ in trainer.get_mergeable_ranks()])
 
     @classmethod
@@ -178,8 +179,7 @@ class BPETokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """ids, uint16, at most one for each UTF-8 byte."""
-        with too_much_space_is_said():
-            return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
+        return np.array(self._encoding.encode_ordinary(checked(text)), dtype=np.uint16)
 
     def decode(self, ids) -> str:
         """The text, with U+FFFD for bytes that are not UTF-8, such as half a character."""

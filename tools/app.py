@@ -26,6 +26,7 @@ from drama.speech import fountain
 from drama.tokenizer import as_known, first_text
 from sample import LONGEST_PROMPT
 from sample import Settings as SampleSettings
+from tools.gate import Gate, Readers
 
 MAX_NEW_TOKENS = 5_000  # of one click
 AT_ONCE = 2  # texts written at the same time; other requests wait in the queue
@@ -83,8 +84,13 @@ class Models:
             self.loaded[name] = written_at, model, tok  # last, and so the last to go
         return model, tok
 
-    def write(self, name: str, start: str, cast: str, temperature: float, max_new_tokens: int):
-        """Yield the text that continues start, ten times per second and at its end. Raises UserError."""
+    def write(
+        self, name: str, start: str, cast: str, temperature: float, max_new_tokens: int, gone=lambda: False
+    ):
+        """Yield the text that continues start, ten times per second and at its end, until the reader is gone.
+
+        Raises UserError for what cannot be written.
+        """
         if len(start) > LONGEST_PROMPT:
             raise UserError(f"the scene has {len(start):,} characters; {LONGEST_PROMPT:,} are the most")
         if not (1 <= max_new_tokens <= MAX_NEW_TOKENS and 0 <= temperature <= 2):
@@ -98,7 +104,7 @@ class Models:
         ids = prompt_ids(tok, start, model)
         shown_at = 0.0
         for _ in stream(model, ids, int(max_new_tokens), sampling, director):
-            if self.ended.is_set():
+            if self.ended.is_set() or gone():
                 return
             if time.monotonic() - shown_at > 0.1:
                 yield director.written(0)
@@ -115,16 +121,17 @@ SAVE = """(text) => {
 }"""
 
 
-def page(models: Models):
+def page(models: Models, readers: Readers):
     """The page, as gradio's Blocks. Raises UserError where gradio is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
     for name in ("no_proxy", "NO_PROXY"):  # nor does it need a proxy to reach itself
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
     gr = optional("gradio")
 
-    def write(*request):
+    def write(request: gr.Request, *values):
+        began = time.monotonic()
         try:
-            yield from models.write(*request)
+            yield from models.write(*values, lambda: readers.gone(request.session_hash, began))
         except Exception as e:
             if not isinstance(e, (UserError, OSError)) and not is_out_of_memory(e):
                 raise  # a bug
@@ -174,16 +181,18 @@ def main():
     models = Models(settings)
     if not models.names():
         raise UserError(f"there is no ckpt.pt under {models.root}: train a model first, or give --models")
-    here = page(models)
+    readers = Readers()
+    here = page(models, readers)
     from starlette.middleware import Middleware  # gradio's own
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     # no other web site can reach it through the browser, and no file can be uploaded
     only_here = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    gate = Middleware(Gate, readers=readers)
     try:
         _, address, _ = here.launch(
             server_name="127.0.0.1", server_port=settings.port or None, share=False, ssr_mode=False,
-            max_file_size=0, app_kwargs={"middleware": [only_here]}, footer_links=[],
+            max_file_size=0, app_kwargs={"middleware": [only_here, gate]}, footer_links=[],
             prevent_thread_lock=True, quiet=True,
         )  # fmt: skip
         print(f"{address} is open to this machine; Ctrl-C ends it", flush=True)

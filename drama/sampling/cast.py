@@ -7,6 +7,9 @@ from configurator import UserError
 from drama.speech import colon
 from drama.tokenizer import UnknownCharacters, as_known
 
+MOST_NAMES = 200
+LONGEST_NAME = 60  # characters, as in drama/speech.py
+
 
 def cast_names(cast: str) -> list[str]:
     """The names in a list such as "LUCIO, ISABELLA"."""
@@ -16,10 +19,14 @@ def cast_names(cast: str) -> list[str]:
 class Cast:
     """Allows only the names of a cast wherever a speech begins.
 
-    The model decides who is next. Raises UserError for a name that the tokenizer cannot spell.
+    The model decides who is next. Raises UserError for a name that the tokenizer cannot spell, or too many.
     """
 
     def __init__(self, names: list[str], tok):
+        if len(names) > MOST_NAMES:
+            raise UserError(f"cast: {len(names):,} names; {MOST_NAMES} are the most")
+        if (longest := max(map(len, names))) > LONGEST_NAME:
+            raise UserError(f"cast: a name of {longest:,} characters; {LONGEST_NAME} are the most")
         try:
             self.names = [as_known(name, tok)[0] for name in names]
             headings = [f"{name}{colon(name, tok)}\n" for name in self.names]

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from train_drama import Settings
 
 RANDOM = ("auto", "resume", "scratch")  # values of init_from that begin with random weights
-OPENAI_WEIGHTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-NAMED = RANDOM + OPENAI_WEIGHTS
+OPENAI_WEIGHTS = {  # the revisions at huggingface.co, so that a name is the same weights for ever
+    "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+    "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
+    "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",
+}
+NAMED = (*RANDOM, *OPENAI_WEIGHTS)
 HF_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -117,7 +122,11 @@ def fetched(name: str) -> Path:
     """Where huggingface_hub keeps what it fetched under that name. Raises OSError where it cannot."""
     hub = optional("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(HF_FILES)))
+        return Path(
+            hub.snapshot_download(
+                f"openai-community/{name}", revision=OPENAI_WEIGHTS[name], allow_patterns=list(HF_FILES)
+            )
+        )
     except (OSError, ValueError) as e:  # ValueError: what came is not what was published
         advice = "try again with a network, or give a folder with config.json and model.safetensors"
         raise OSError(0, f"{name} could not be fetched ({type(e).__name__}); {advice}") from None

@@ -108,3 +108,12 @@ def test_a_speech_of_which_only_a_part_of_the_name_is_there_is_left_out():
 def test_a_name_that_cannot_be_spelled_is_refused():
     with pytest.raises(UserError, match=r"cast: .*'é'"):
         Cast(["René"], CHARS)
+
+
+@pytest.mark.parametrize("names, words", [
+    (["A" * 61], "a name of 61 characters"), (["A" * 10_000_000], "10,000,000"),
+    ([f"A{n}" for n in range(201)], "201 names"),
+], ids=["long", "longer", "many"])  # fmt: skip
+def test_a_cast_that_would_take_all_memory_is_refused(names, words):
+    with pytest.raises(UserError, match=words):
+        Cast(names, CHARS)

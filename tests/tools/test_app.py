@@ -1,5 +1,7 @@
 """The page, in a browser: headless Chromium where the machine has one."""
 
+import contextlib
+import http.client
 import math
 import os
 import re
@@ -22,7 +24,7 @@ from drama.sampling.generation import Sampling, generate
 from drama.sampling.packed import pack
 from drama.speech import speeches
 from drama.tokenizer import CharTokenizer
-from tools import app
+from tools import app, gate
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +237,60 @@ def test_nothing_but_this_machine_s_own_browsers_is_answered(address):
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nhello\r\n--x--\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     assert status(url=f"{address}gradio_api/upload", data=form, headers=kind) == 413
+    join = f"{address}gradio_api/queue/join"
+    assert status(url=join, data=b"{}", headers={"Origin": "http://localhost:9999"}) == 403
+    connection = http.client.HTTPConnection("127.0.0.1", int(address.split(":")[2].strip("/")), timeout=300)
+    connection.request("POST", "/gradio_api/queue/join", headers={"Content-Length": f"{gate.LARGEST + 1}"})
+    assert connection.getresponse().status == 413
+    assert urllib.request.urlopen(address, timeout=300).headers["X-Frame-Options"] == "DENY"
+
+
+def asgi(app, path="/", chunks=(b"",)):
+    """What an ASGI application answers to a request whose body comes in chunks."""
+    answers, chunks = [], list(chunks)
+
+    async def receive():
+        return dict(type="http.request", body=chunks.pop(0), more_body=bool(chunks))
+
+    async def send(message):
+        answers.append(message)
+
+    scope = dict(type="http", path=path, query_string=b"session_hash=me")
+    with contextlib.suppress(StopIteration):  # it waits for nothing, and asyncio refuses beside a browser's
+        app(scope | dict(headers=[]), receive, send).send(None)
+    return answers
+
+
+def test_a_body_that_does_not_say_how_long_it_is_ends_where_it_is_too_long():
+    read = []
+
+    async def gradio(scope, receive, send):
+        while (message := await receive())["type"] == "http.request" and message["more_body"]:
+            read.append(len(message["body"]))
+
+    asgi(gate.Gate(gradio, gate.Readers()), chunks=[b"x" * 1_000_000] * 100)
+    assert sum(read) <= gate.LARGEST
+
+
+def test_who_reads_is_noted_and_an_answer_that_nobody_reads_ends(models, monkeypatch):
+    readers, now, noted = gate.Readers(), [100.0], []
+    monkeypatch.setattr(gate.time, "monotonic", lambda: now[0])
+
+    async def gradio(scope, receive, send):
+        noted.append(readers.gone("me", 0.0))  # nothing has been taken yet, but see when the writing began
+        await send(dict(type="http.response.start", status=200))
+        noted.append(readers.gone("me", 0.0))
+        now[0] += 1000
+        noted.append(readers.gone("me", 0.0))
+
+    answers = asgi(gate.Gate(gradio, readers), "/gradio_api/queue/data")
+    assert noted == [True, False, False] and answers[0]["status"] == 200
+    assert readers.gone("me", now[0] - gate.PATIENCE - 1) and not readers.gone("me", now[0])
+    monkeypatch.undo()
+    texts = app.Models(app.Settings(models=str(models))).write(
+        "ckpt.pt", "LUCIO:", "", 0.8, 5000, lambda: True
+    )
+    assert list(texts) == []
 
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
