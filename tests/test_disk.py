@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import stat
@@ -8,7 +9,7 @@ import pytest
 from helpers import ROOT, start
 
 from configurator import UserError
-from drama.disk import lock, read_json, write_atomically
+from drama.disk import lock, read_json, working_folder, write_atomically
 
 # ---------------------------------------------------------------------------- write_atomically
 
@@ -84,12 +85,50 @@ def test_a_file_that_cannot_be_read_is_no_question_of_its_form(tmp_path):
             read_json(path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not flushed there")
+def test_a_file_system_that_refuses_to_flush_a_folder_is_used_and_one_that_fails_is_not(
+    tmp_path, monkeypatch
+):
+    fsync = os.fsync
+
+    def refusing(number):
+        def flush(f):
+            if stat.S_ISDIR(os.fstat(f).st_mode):
+                raise OSError(number, os.strerror(number))
+            fsync(f)
+
+        return flush
+
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    write_atomically(tmp_path / "a", lambda f: f.write(b"whole"))
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(OSError, match="error"):
+        write_atomically(tmp_path / "a", lambda f: f.write(b"other"))
+
+
+def test_a_working_folder_is_one_s_own_and_empty_and_goes_away(tmp_path):
+    path = tmp_path / "deep/.work"
+    (path / "left").mkdir(parents=True)
+    (path / "left/half").write_text("by a program that was killed")
+    (path / "half").write_text("the same")
+    for error in (None, ZeroDivisionError):
+        with pytest.raises(error) if error else contextlib.nullcontext(), working_folder(path, "busy") as own:
+            assert os.listdir(own) == [".lock"]
+            with pytest.raises(UserError, match="busy"), working_folder(path, "busy"):
+                pytest.fail("two of them in one folder")
+            (own / "new").mkdir()
+            if error:
+                raise error
+        assert not path.exists()
+
+
 # ---------------------------------------------------------------------------- lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from drama.disk import lock
+from drama.disk import lock, read_json, working_folder, write_atomically
 with lock(Path.cwd(), "busy"):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,6 +1,7 @@
 """Both ways between our GPT-2 and Hugging Face's, compared with transformers itself."""
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -384,3 +385,20 @@ def test_a_card_writes_with_the_model_s_own_text(call, folder):
 def test_a_number_format_that_would_not_be_used_is_refused(call, folder, to):
     status, _, err = call("export.py", f"--to={to}", "--dtype=float16")
     assert status == 2 and f"{to} is written in float32" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no largest size there")
+def test_a_full_disk_is_one_line_and_leaves_nothing(train, corpus):
+    train(out_dir="m")
+    limited = (
+        "import resource, signal\n"
+        "from tools.export import __main__ as export\n"
+        "from drama.program import run_program\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "run_program(export.main)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", limited, "m"], capture_output=True, text=True, env=environ)
+    assert done.returncode == 1 and "could not be written" in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(os.listdir()) == ["data", "m", "play.txt"]

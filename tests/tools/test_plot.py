@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from drama.training import picture
@@ -12,6 +15,18 @@ def test_a_run_s_losses_become_a_picture(call, corpus, train):
     status, out, err = call("plot.py", "a/log.csv", "a/log.csv", "--out=both.svg")
     assert (status, err) == (0, "") and "both.svg" in out
     assert (corpus / "both.svg").read_text().count("</svg>") == 1
+
+
+def test_a_folder_s_name_that_is_not_unicode_is_no_reason_to_draw_nothing(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("no such names here")
+    (folder / "log.csv").write_text(HEAD + "0,4,1,1,1,1,,,,\n")
+    picture.draw([folder / "log.csv"], tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_best_point_is_in_the_picture_when_a_run_overfits(tmp_path):
