@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configurator import UserError
 from drama.tokenizer import BPETokenizer, CharTokenizer, UnknownCharacters, from_dict
 
 texts = st.text(min_size=1)
@@ -87,3 +88,15 @@ def test_every_unknown_character_is_named_once(known, text):
 def test_what_is_not_a_tokenizer_is_refused(wrong):
     with pytest.raises(ValueError):
         from_dict(wrong)
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\t \n"])
+def test_a_run_of_white_space_that_their_regular_expressions_cannot_read_is_refused_in_a_line(capfd, space):
+    pytest.importorskip("rustbpe")
+    long = "So." + space * 1_000_000 + "So."
+    for use in (lambda: BPETokenizer.learn([long], 300), lambda: bpe.encode(long)):
+        with pytest.raises(UserError, match="white space"):
+            use()
+    assert capfd.readouterr() == ("", "")  # Rust would say more
+    fine = "So." + space * 20_000 + "So."
+    assert bpe.decode(bpe.encode(fine)) == fine

@@ -623,6 +623,19 @@ def test_a_reader_that_goes_away_or_a_terminal_that_closes_loses_nothing(train, 
     assert [int(row["iter"]) for row in rows("m") if row["loss"]] == list(range(end + 1))
 
 
+def test_a_text_that_becomes_shorter_ends_the_run_with_its_name_and_what_was_learned_is_kept(train, corpus):
+    class Cut(Corpus):
+        def batches(self, settings, iteration, machine):
+            if iteration == 13:
+                os.truncate("data/drama/train.bin", 100)
+            return super().batches(settings, iteration, machine)
+
+    with pytest.raises(OSError, match="shorter") as ended:
+        train(out_dir="m", corpus=loaded(Cut))
+    assert ended.value.filename == "data/drama/train.bin"
+    assert checkpoint.load("m/last.pt")["next_iteration"] == 13
+
+
 @pytest.mark.parametrize("error, batch_size, words", [
     (lambda: torch.empty(2**50), 8, "train_drama.py: out of memory; lower --batch_size and raise"),
     (lambda: torch.empty(2**50), 1, "train_drama.py: out of memory; give a smaller --n_embd"),
