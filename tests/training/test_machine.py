@@ -4,11 +4,12 @@ from drama.program import cpu_quota
 
 import pytest
 import torch
-from helpers import CPU
+import torch.distributed as dist
+from helpers import CPU, PROGRAMS
 
 from configurator import UserError
 from drama.device import find_device, find_dtype, random_stream
-from drama.training.machine import Machine
+from drama.training.machine import Machine, others_may_be_gone
 
 CUDA = Machine(torch.device("cuda"), torch.bfloat16)
 
@@ -124,3 +125,27 @@ def test_a_container_s_share_of_the_processor_is_read(tmp_path, monkeypatch, fil
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert cpu_quota(tmp_path) == quota
+
+
+@pytest.mark.parametrize("error, several, lost", [
+    (RuntimeError("[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True, True),
+    (RuntimeError("Timed out waiting 1800000ms for recv operation to complete"), True, True),
+    (dist.DistNetworkError("The client socket has failed to connect"), False, True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), True, False),
+    (RuntimeError("Connection closed"), False, False),
+])  # fmt: skip
+def test_that_another_process_has_gone_is_said_in_one_line(call, monkeypatch, error, several, lost):
+    monkeypatch.setattr(dist, "is_initialized", lambda: several)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def main():
+        with others_may_be_gone():
+            raise error
+
+    for local_rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        monkeypatch.setitem(PROGRAMS, "train_drama.py", SimpleNamespace(main=main))
+        status, _, err = call("train_drama.py")
+        assert status == 1 and ("process 0 of 2 no longer hears from the others" in err) == (lost and lines)
+        assert err.count("\n") == lines if lost else "this is a bug" in err
