@@ -26,22 +26,49 @@ class UnknownCharacters(UserError):
         self.characters = characters
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in characters[:8])
         more = f" and {len(characters) - 8} more" if len(characters) > 8 else ""
-        super().__init__(f"the model never saw these characters in training: {shown}{more}")
+        super().__init__(f"the model never saw these characters in training: {shown}{more}; leave them out")
+
+
+PLAIN = {  # what may stand for a mark that a model does not know, the better first; page.html uses it too
+    **{mark: ["'"] for mark in "\u2018\u2019\u201a\u201b\u2032"},
+    **{mark: ['"', "'"] for mark in '"\u201c\u201d\u201e\u201f\u00ab\u00bb'},
+    **{mark: ["-"] for mark in "\u2010\u2011\u2013\u2212"},
+    **{mark: [" "] for mark in "\u00a0\u202f\u3000"},
+    **{a: [b] for a, b in zip(":,!?;：，！？；", "：，！？；:,!?;", strict=True)},
+    "\u2014": ["--", "-"], "\u2026": ["...", "."], "。": ["."],
+}  # fmt: skip
+
+
+def with_plain(text: str, tok) -> str:
+    """The text, its unknown marks replaced by known ones as far as there are any."""
+
+    def unknown(text: str) -> list[str]:
+        try:
+            tok.encode(text)
+            return []
+        except UnknownCharacters as e:
+            return e.characters
+
+    for mark in unknown(text):
+        text = text.replace(mark, next((p for p in PLAIN.get(mark, ()) if not unknown(p)), mark))
+    return text
 
 
 def as_known(text: str, tok) -> tuple[str, str]:
     """(a prompt in the form that the tokenizer knows, what was changed for that or "").
 
     Where it is not known as it is: `\\n` and `\\t`, which a shell leaves as they are, become a newline and a
-    tab; accents become a part of their letters, or apart from them. Raises UnknownCharacters.
+    tab; accents become a part of their letters, or apart from them; punctuation that phones and word
+    processors set becomes what a typewriter has. Raises UnknownCharacters.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")  # as in every prepared text
     for escapes, typed in (("", text), (r"\n and \t", text.replace(r"\n", "\n").replace(r"\t", "\t"))):
         for accents, form in (("", None), ("accents", "NFC"), ("accents", "NFD")):
             known = unicodedata.normalize(form, typed) if form else typed
-            with contextlib.suppress(UnknownCharacters):
-                tok.encode(known)
-                return known, " and ".join(filter(None, (escapes, accents)))
+            for punctuation, written in (("", known), ("punctuation", with_plain(known, tok))):
+                with contextlib.suppress(UnknownCharacters):
+                    tok.encode(written)
+                    return written, " and ".join(filter(None, (escapes, accents, punctuation)))
     tok.encode(text)  # which raises: nothing helps
     return text, ""
 

@@ -19,14 +19,20 @@ PAIRS = BPETokenizer([bytes([b]) for b in range(256)])
     ("A:\r\nB\r", "AB:\n", "A:\nB\n", ""), ("e\u0301", "\u00e9", "\u00e9", "accents"),
     ("\u00e9", "e\u0301", "e\u0301", "accents"), ("e\u0301", "e\u0301\u00e9", "e\u0301", ""),
     (r"\ne" + "\u0301", "\n\u00e9", "\n\u00e9", r"\n and \t and accents"),
+    ("\u201cI don\u2019t \u2014\u2026\u201d", "Idont '\"-.", "\"I don't --...\"", "punctuation"),
+    ("\u201cI\u201d", "I'", "'I'", "punctuation"), ("\u2019", "\u2019'", "\u2019", ""),
+    ("\u79c0\u82f1:", "\u79c0\u82f1：", "\u79c0\u82f1：", "punctuation"), ("A：", "A:", "A:", "punctuation"),
+    ("e\u0301\u2026", "\u00e9.", "\u00e9...", "accents and punctuation"),
 ])  # fmt: skip
 def test_a_prompt_is_taken_in_the_form_that_the_model_knows(prompt, chars, known, changed):
     assert as_known(prompt, CharTokenizer(chars)) == (known, changed)
 
 
 def test_a_prompt_that_nothing_helps_is_refused():
-    with pytest.raises(UserError, match="'x'"):
+    with pytest.raises(UserError, match=r"'x'.*leave them out"):
         as_known("ax", CharTokenizer("a"))
+    with pytest.raises(UserError, match="'\u2014'"):
+        as_known("a\u2014", CharTokenizer("a"))
 
 
 def test_byte_pairs_can_spell_a_backslash_so_it_stays():

@@ -2,6 +2,7 @@
 
 import codecs
 import math
+import re
 
 from configurator import UserError
 from drama.speech import colon
@@ -12,8 +13,8 @@ LONGEST_NAME = 60  # characters, as in drama/speech.py
 
 
 def cast_names(cast: str) -> list[str]:
-    """The names in a list such as "LUCIO, ISABELLA"."""
-    return [name.strip() for name in cast.split(",") if name.strip()]
+    """The names in a list such as "LUCIO, ISABELLA" or "秀英，林黛"."""
+    return [name.strip() for name in re.split("[,，、]", cast) if name.strip()]
 
 
 class Cast:

@@ -5,7 +5,7 @@ import torch
 from helpers import play
 
 from configurator import UserError
-from drama.sampling.cast import Cast, Director
+from drama.sampling.cast import Cast, Director, cast_names
 from drama.sampling.generation import generate
 from drama.speech import colon, speeches
 from drama.tokenizer import BPETokenizer, CharTokenizer
@@ -108,6 +108,13 @@ def test_a_speech_of_which_only_a_part_of_the_name_is_there_is_left_out():
 def test_a_name_that_cannot_be_spelled_is_refused():
     with pytest.raises(UserError, match=r"cast: .*'é'"):
         Cast(["René"], CHARS)
+
+
+@pytest.mark.parametrize("cast, names", [
+    ("LUCIO, ISABELLA", ["LUCIO", "ISABELLA"]), ("秀英，林黛、小翠", ["秀英", "林黛", "小翠"]), (" ,, ", []),
+])  # fmt: skip
+def test_a_list_of_names_is_read_as_people_write_it(cast, names):
+    assert cast_names(cast) == names
 
 
 @pytest.mark.parametrize("names, words", [

@@ -11,7 +11,7 @@ from helpers import ROOT, play, tiny_model
 from drama import checkpoint
 from drama.sampling.generation import Sampling, generate, prompt_ids
 from drama.speech import speeches
-from drama.tokenizer import BPETokenizer, CharTokenizer
+from drama.tokenizer import BPETokenizer, CharTokenizer, as_known
 from train_drama import Settings
 
 CHARS = CharTokenizer("".join(sorted(set(play() + "罗：<>"))))
@@ -148,6 +148,12 @@ def test_writing_stops_and_goes_on_by_mouse_and_keyboard(exported, opened):
     with page.expect_download() as saved:
         page.click("#save")
     assert saved.value.path().read_text(encoding="utf-8") == page.text_content("#text")
+
+
+def test_marks_that_phones_set_are_written_as_the_model_knows_them(exported, opened):
+    page = opened(exported(tiny_model(vocab_size=CHARS.vocab_size), CHARS))
+    written(page, start="LUCIO:\nI am\u2026 no\uff01")
+    assert page.text_content("#text").startswith(as_known("LUCIO:\nI am\u2026 no\uff01", CHARS)[0])
 
 
 def test_an_unknown_character_is_named_and_not_sent(exported, opened):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from drama.speech import SPEECH
+from drama.tokenizer import PLAIN
 from model import GPT
 from tools.export.mirrored import require_mirrored
 
@@ -26,6 +27,7 @@ def write_html(folder: Path, model: GPT, tok, prompt: str, dtype: str):
         sizes={name: value.numel() for name, value in weights.items()},
         prompt=prompt,
         speech=SPEECH.pattern,
+        plain=PLAIN,
     )
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     # the header last, since it may hold anything; and nothing in it ends the script that it stands in
