@@ -10,6 +10,7 @@ network, memory, a loss that is not finite) and for a bug, 130 for Ctrl-C, 143 f
 """
 
 import builtins
+import functools
 import importlib
 import math
 import os
@@ -149,6 +150,8 @@ def run_program(main):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal lacks is no reason to stop
             stream.reconfigure(errors="backslashreplace")
+            if stream.isatty():
+                stream.write = functools.partial(write_visibly, stream.write)
     try:
         status = main() or 0
         if sys.stdout:
@@ -166,6 +169,15 @@ def run_program(main):
             status = explain(e)
     signal.signal(signal.SIGTERM, before)  # a notebook that ran this goes on
     raise SystemExit(status)
+
+
+CLEAR = "\r\x1b[K"  # the terminal's line
+CONTROL = re.compile(rf"({re.escape(CLEAR)})|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def write_visibly(write, text: str):
+    """Write text to a terminal; what would command it, as a model or a play may hold, is shown as U+FFFD."""
+    return write(CONTROL.sub(lambda found: found[1] or "\ufffd", text))
 
 
 def explain(error: BaseException) -> int:

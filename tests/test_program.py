@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from drama.program import Stop, Terminated, optional, run_program
+from drama.program import CLEAR, Stop, Terminated, optional, run_program
 
 import pytest
 import torch
@@ -296,3 +296,19 @@ def test_threads_that_wait_go_to_sleep_unless_the_person_said_otherwise(tmp_path
             assert done.stdout.split() == [expected, "False"], done.stderr
     finally:
         own.unlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_what_would_command_a_terminal_reaches_a_file_alone(tmp_path):
+    said = "a\x1b[2Jb\x1b]0;title\x07\x9b2J\x7f\r\tc\n" + CLEAR + "d\n"
+    code = f"from drama.program import run_program; run_program(lambda: print({said!r}, end=''))"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    ours, theirs = os.openpty()
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environ, check=True)
+    shown = os.read(ours, 10_000).decode().replace("\r\n", "\n")
+    assert shown == "a\ufffd[2Jb\ufffd]0;title\ufffd\ufffd2J\ufffd\ufffd\tc\n" + CLEAR + "d\n"
+    with open(tmp_path / "out", "wb") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, env=environ, check=True)
+    assert (tmp_path / "out").read_bytes().decode() == said
+    os.close(ours)
+    os.close(theirs)

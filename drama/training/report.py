@@ -6,7 +6,7 @@ import importlib.util
 import math
 import sys
 
-from drama.program import is_out_of_memory
+from drama.program import CLEAR, is_out_of_memory
 
 import torch
 
@@ -18,7 +18,6 @@ from drama.training.picture import draw
 from drama.training.run import Run, way_to_start_over
 
 SAMPLE = 200  # tokens of a sample on the way
-CLEAR = "\r\x1b[K"  # the terminal's line
 
 
 def duration(seconds: float) -> str:
