@@ -9,6 +9,7 @@ train.bin and val.bin are little-endian uint16 token ids. meta.json has the voca
 each play.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -28,7 +29,7 @@ from drama.program import run_program
 import numpy as np
 
 from configurator import DASHES, FilePath, UserError, check, configure
-from drama.disk import replace_files, working_folder, write_atomically
+from drama.disk import read_json, replace_files, working_folder, write_atomically
 from drama.plays.corpora import Source, fetch
 from drama.plays.files import Text, clean, cleaned_files, input_files, split, written
 from drama.plays.layouts import Layout
@@ -161,7 +162,16 @@ def show(settings: Settings):
         try:
             list(clean(file, settings.encoding, settings.layout, settings.normalize, named, show=True))
         except UserError as e:
+            if named:
+                raise
             print(f"skipped: {e}")
+
+
+def source_of(folder: Path) -> str:
+    """Where the text of an earlier dataset is from; "" where there is none."""
+    with contextlib.suppress(OSError, UserError):
+        return str(read_json(folder / "meta.json").get("source", ""))
+    return ""
 
 
 def prepare(settings: Settings):
@@ -180,7 +190,8 @@ def prepare(settings: Settings):
         if min(lengths) < SHORTEST:
             smaller = min(settings.val_fraction, 1 - settings.val_fraction)
             needed = math.ceil(SHORTEST / smaller) + 1
-            raise UserError(f"{source} is too short: {length:,} characters, where {needed:,} are needed")
+            short = f"{source} is too short: {length:,} characters, where {needed:,} are needed"
+            raise UserError(f"{short} with val_fraction={settings.val_fraction:g}")
         tok = make_tokenizer(settings, chars, train)
         plays = [
             dict(source=text.source, split=name, characters=text.characters, speakers=text.speakers)
@@ -193,6 +204,8 @@ def prepare(settings: Settings):
         new = own / "new"
         new.mkdir()
         write_splits(new, dict(train=train, val=val), tok, meta)
+        if (before := source_of(folder)) not in ("", source):
+            print(f"{folder} is replaced: it was prepared from {before}")
         replace_files(new, folder)
     seconds = time.perf_counter() - started
     print(f"{length:,} characters, {len(chars):,} different ones: {visible(chars)}")

@@ -80,7 +80,7 @@ class Settings:
     grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it alone
     seed: int = 1337  # another seed, another run
     # Evaluation and output
-    eval_interval: int = 250  # iterations between evaluations; each reads as much text as two val splits
+    eval_interval: int = 250  # iterations between evaluations, each of both splits
     eval_iters: int = 0  # 0: the whole val split, or a part that takes less time than the training between
     #                      two evaluations; else at most this many batches of windows
     log_interval: int = 10  # iterations between lines

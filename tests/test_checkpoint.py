@@ -376,7 +376,8 @@ def test_a_file_without_a_part_is_refused(path, missing):
 
 
 @pytest.mark.parametrize("damaged, read", [
-    (b"iter;loss\n0;1.0\n", False), ("iter,loss\n0,1.0\n".encode("utf-8-sig"), False),
+    (b"iter;loss\n0;1.0\n", False), ("iter,loss\n0,1.0\n".encode("utf-8-sig"), True),
+    (b'iter,loss\n"0,1.0\n1,1.0\n2,1.0\n', False),
     ("iter,loss\n0,1.0\n".encode("utf-16"), False), (b'iter,loss\n"' + b"0" * 200_000, False),
     (b"\xff\xfe\x00", False), (b"", True), ("iter,loss\n\u00b2,1.0\n".encode(), True),
 ], ids=lambda value: repr(value)[:25])  # fmt: skip
@@ -385,7 +386,8 @@ def test_a_log_that_another_program_has_changed_is_kept_and_the_run_goes_on(tmp_
         (tmp_path / "log.csv").write_bytes(damaged)
         Log(tmp_path / "log.csv", 4).row(iter=4, loss=0.25)
         lines = (tmp_path / "log.csv").read_text().splitlines()
-        assert len(lines) == 2 and lines[0].startswith("iter,loss") and lines[1].startswith("4,0.25")
+        assert lines[0].startswith("iter,loss") and lines[-1].startswith("4,0.25")
+        assert len(lines) == 2 + (b"\n0,1.0" in damaged and read)
         kept = tmp_path / f"log-damaged-{n}.csv"
         assert read != kept.exists() and read != (f"kept as {kept.name}" in capsys.readouterr().out)
         assert read or kept.read_bytes() == damaged

@@ -155,6 +155,7 @@ def test_the_notebook_runs_from_plays_to_dialogue(clone):
 def test_the_page_needs_no_proxy(monkeypatch):
     gradio = pytest.importorskip("gradio")
     from tools import app
+    from tools.gate import Readers
 
     monkeypatch.setenv("no_proxy", "example.org")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -163,6 +164,6 @@ def test_the_page_needs_no_proxy(monkeypatch):
         def names(self):
             return []
 
-    assert isinstance(app.page(Models()), gradio.Blocks)
+    assert isinstance(app.page(Models(), Readers()), gradio.Blocks)
     assert os.environ["no_proxy"] == "example.org,127.0.0.1,localhost"
     assert os.environ["NO_PROXY"] == "127.0.0.1,localhost"

@@ -160,6 +160,25 @@ def test_one_that_dies_at_any_moment_leaves_the_earlier_dataset_or_the_new_one(c
     assert train + val == new
 
 
+def test_a_dataset_of_another_text_is_not_replaced_without_a_word(call, corpus):
+    (corpus / "other.txt").write_text(play(300, seed=5))
+    assert "is replaced" not in call("prepare.py", "--input=play.txt")[1]
+    assert (
+        "data/drama is replaced: it was prepared from play.txt" in call("prepare.py", "--input=other.txt")[1]
+    )
+
+
+def test_a_preview_of_a_file_that_cannot_be_read_ends_as_its_preparation_does(call, folder):
+    (folder / "a.txt").write_bytes(b"\xff" * 1000)
+    status, _, err = call("prepare.py", "--input=a.txt", "--preview=true")
+    assert status == 2 and "byte 0xff" in err
+    (folder / "plays").mkdir()
+    (folder / "plays/a.txt").write_bytes(b"")
+    (folder / "plays/b.md").write_text("no play\n")
+    status, out, _ = call("prepare.py", "--input=plays", "--preview=true")
+    assert status == 0 and "a.txt: 0 bytes; empty" in out and "skipped: plays/b.md" in out
+
+
 @pytest.fixture
 def site():
     """A web site of one file: site.data is what it sends, site.promised how much it says that is."""

@@ -452,26 +452,37 @@ def test_several_processes_train_as_one(train, corpus, processes):
         assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-4)
 
 
+# A run of 12 iterations, and one of 5 that is continued to 12, by the same processes.
+CONTINUED = """
+import sys
+from dataclasses import replace
+import torch.distributed as dist
+from configurator import configure
+from drama.training.machine import training_machine
+from train_drama import Settings, train
+
+settings = configure(Settings, sys.argv[1:])
+machine = training_machine(settings.device, settings.dtype)
+for out_dir, max_iters in (("whole", 12), ("broken", 5), ("broken", 12)):
+    train(replace(settings, out_dir=out_dir, max_iters=max_iters), machine)
+dist.barrier()
+"""
+
+
 def test_three_processes_that_go_on_end_as_if_they_had_not_stopped(corpus):
     """With two, the order of a sum is no question."""
-    for out_dir, lengths in {"whole": [12], "broken": [5, 12]}.items():
-        for max_iters in lengths:
-            how = dict(out_dir=out_dir, max_iters=max_iters, lr_decay_iters=12, batch_size=9, eval_interval=5)
-            process = torchrun(corpus, 3, ROOT / "train_drama.py", **how)
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
+    (corpus / "run.py").write_text(CONTINUED)
+    process = torchrun(corpus, 3, "run.py", lr_decay_iters=12, batch_size=9, eval_interval=5)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert equal(weights("whole"), weights("broken"))
 
 
 def test_a_wrong_request_to_several_processes_gets_one_line(corpus):
-    for wrong, words in (
-        (dict(batch_size=7), "try --batch_size=9"),
-        (dict(dataset="other"), "is not prepared"),
-    ):
-        process = torchrun(corpus, 3, ROOT / "train_drama.py", **{"batch_size": 9, **wrong})
-        _, err = process.communicate(timeout=300)
-        assert process.returncode and err.count("train_drama.py: ") == 1 and words in err
-        assert "this is a bug" not in err
+    process = torchrun(corpus, 3, ROOT / "train_drama.py", batch_size=9, dataset="other")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode and err.count("train_drama.py: ") == 1 and "is not prepared" in err
+    assert "this is a bug" not in err
 
 
 # train_drama.py; the second process gets a signal and stands in a folder of its own, as on another computer.

@@ -60,6 +60,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 LONGEST = 20_000_000  # bytes; four times all of Shakespeare is no play, and takes much memory to convert
+NO_LAYOUT_SOUGHT = "its layout was not looked for, but --layout names it"
 LONGEST_LINE = 1 << 22  # characters
 CHUNK = 1 << 22  # bytes read at a time: memory stays small however long a text is
 
@@ -159,7 +160,7 @@ def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: boo
     beginning = f"{path}: {path.stat().st_size:,} bytes"
     if not kind and layout in ("auto", "keep") and path.stat().st_size > LONGEST:
         yield from tidy.lines(text_pieces(path, encoding))
-        notes = [*tidy.notes(), "too long for one play, so its layout was not looked for"]
+        notes = [*tidy.notes(), f"too long for one play: {NO_LAYOUT_SOUGHT}"]
         print("; ".join([beginning, *notes]))
         return
     if kind == "xml":
@@ -207,8 +208,10 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str
             notes.append(f"{left_out:,} lines left out ({what})")
     elif play.text != text:
         notes.append("spaces at the ends of lines removed")
+    elif not text.strip():
+        notes.append("empty")
     elif play.reason:
-        notes.append(f"the text is learned as it is: {play.reason}")
+        notes.append(f"the text is learned as it is: {play.reason} (--layout names one that is sure)")
     if play.doubtful and (play.layout or play.reason):
         lines = text.split("\n")
         first = "; ".join(f"line {i + 1}: {lines[i].strip()[:40]!r}" for i in sorted(play.doubtful)[:3])

@@ -45,6 +45,7 @@ class Play:
 
 
 ENDED = re.compile(r"[.!?…。！？:;：；—–\-\"'”’»›」』）)\]~*_]+$")
+BEGUN = re.compile(r"[^\s:：]{1,40}(?: [^\s:：]{1,20}){0,2}[:：](?=\s|$)")
 WEIGHTS = (1.5, 1, 1, 1, 1, 1, 1, 0.5)  # how odd each is where nine in ten are otherwise; see Reader.habits
 
 
@@ -306,8 +307,17 @@ class Reader:
         )
 
     def foreign(self, play: Play) -> set[int]:
-        """Lines that are speech in the play's layout, but begin speeches in another one."""
+        """Lines that are speech in the play's layout, but begin speeches in another one, or as names do."""
         found = set()
+        alike = defaultdict(list)  # what no name may look like, and yet comes back before the mark of names
+        for i, line in enumerate(self.lines if play.layout in ("colon", "caps") else ()):
+            if play.kinds[i] == "speech" and (begun := BEGUN.match(line)):
+                alike[begun[0]].append(i)
+        for lines in alike.values():
+            often = len(lines) > max(3, 0.01 * len(play.speeches))
+            different = {self.lines[i] for i in lines}  # else it is a refrain
+            if often and (len(different) > len(lines) / 2 or max(different, key=len)[-1] in ":："):
+                found.update(lines)
         for layout in self.layouts:
             if layout in (play.layout, "indent", "caps"):
                 continue

@@ -13,8 +13,11 @@ LONGEST_NAME = 60  # characters, as in drama/speech.py
 
 
 def cast_names(cast: str) -> list[str]:
-    """The names in a list such as "LUCIO, ISABELLA" or "秀英，林黛"."""
-    return [name.strip() for name in re.split("[,，、]", cast) if name.strip()]
+    """The names in a list such as "LUCIO, ISABELLA" or "秀英，林黛". Raises UserError where none is named."""
+    names = [name.strip() for name in re.split("[,，、]", cast) if name.strip()]
+    if cast.strip() and not names:
+        raise UserError(f"cast={cast!r} names nobody")
+    return names
 
 
 class Cast:

@@ -41,11 +41,14 @@ COLUMNS = {
 def read_rows(path: Path) -> list[dict]:
     """The whole rows of a log.csv. Raises ValueError where it is none, as when a spreadsheet has saved it."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as f:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
             lines = (line.replace("\0", "") for line in f)  # a computer that went down may leave these
             table = csv.DictReader(lines)
             if "iter" in (table.fieldnames or ["iter"]):
-                return [row for row in table if re.fullmatch("[0-9]+", row["iter"] or "")]
+                rows = list(table)
+                # a stray quotation mark makes one field of many lines
+                if not any("\n" in str(row[name]) for row in rows for name in row if name != "sample"):
+                    return [row for row in rows if re.fullmatch("[0-9]+", row["iter"] or "")]
     except csv.Error:
         pass
     raise ValueError(f"{path} is no log")

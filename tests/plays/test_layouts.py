@@ -273,6 +273,16 @@ def test_paragraphs_that_may_be_directions_are_put_into_nobody_s_mouth():
     assert convert(many).text == many and "not understood" in convert(many).reason
 
 
+@pytest.mark.parametrize("name", ["R2;D2", "AN%A", "AN\x1b]0;NA", "<ANNA>"])
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_a_speaker_whose_name_is_no_name_speaks_in_nobody_else_s_speech(name, between):
+    speeches = dialogue(name, "BEN", "CARL", said=[f"Where are the {n} wells?" for n in range(100)])
+    for text in (typed(speeches, "{}: ", between), typed(speeches, "{}:\n", between)):
+        found = convert(text)
+        kept = found.text == text and found.doubtful and "not understood" in found.reason
+        assert kept or {speaker for speaker, _ in found.speeches} == {name, "BEN", "CARL"}
+
+
 def no_plays() -> list[str]:
     names, times = ("Anna", "Ben", "Carl"), range(200)
     said = [draw.choice(SAID) for _ in times]

@@ -107,6 +107,7 @@ def test_one_quiet_moment_is_enough_to_measure_the_peak(monkeypatch):
         return clock[0]
 
     monkeypatch.setattr("time.perf_counter", tick)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **how: torch.ones(1, 1))  # the products cost nothing
     assert CPU.peak_flops()[0] >= 2 * 512**3 / 0.001
 
 

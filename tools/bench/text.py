@@ -6,6 +6,8 @@ from pathlib import Path
 
 from drama.program import ROOT
 
+import numpy as np
+
 from configurator import UserError
 from drama import checkpoint
 from drama.training.dataset import load_data
@@ -24,7 +26,8 @@ def bench_text(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -
     """20,000 tokens at temperature 0.8: speed, words that the corpus lacks, stretches copied from it."""
     path = Path(settings.out_dir) / "ckpt.pt"
     plays = load_data(checkpoint.load(path)["settings"]["dataset"], 1, training_machine("cpu", "float32"))
-    learned, unseen = (plays.tokenizer.decode(split.mapped) for split in (plays.train, plays.val))
+    splits = (np.concatenate(list(split.pieces())) for split in (plays.train, plays.val))
+    learned, unseen = map(plays.tokenizer.decode, splits)
     known = set(words(learned + unseen))
     job = dict(JOB, out_dir=path.parent, dtype=settings.dtype, top_p=settings.top_p, seed=1337 + n)
     done = python(ROOT / "sample.py", **job)
