@@ -29,7 +29,7 @@ from drama.cuda_graph import CudaGraph
 from drama.device import Dtype, seed_at
 from drama.disk import lock
 from drama.training.clock import Clock
-from drama.training.dataset import Corpus, load_data
+from drama.training.dataset import Corpus, is_prepared, load_data
 from drama.training.logs import require_packages
 from drama.training.machine import Machine, others_may_be_gone, training_machine
 from drama.training.optimizer import learning_rate_at, set_learning_rate
@@ -335,7 +335,7 @@ def check_request(settings: Settings, machine: Machine):
 def find_corpus(settings: Settings, machine: Machine) -> Corpus:
     """data/<dataset>, which is fetched when it is the default one and not there. Collective."""
     name = settings.dataset
-    if not Path("data", name, "meta.json").is_file() and machine.local_rank == 0:
+    if machine.local_rank == 0 and not is_prepared(name):
         if name != prepare.Settings.dataset:
             command = f"python prepare.py --dataset={name} --input=PLAYS"
             raise UserError(f"data/{name} is not prepared; {command} does that (--help names other texts)")

@@ -11,7 +11,8 @@ from collections import Counter
 
 from drama.tokenizer import UnknownCharacters
 
-SPEECH = re.compile(r"([^\n:：]{1,60})[:：]\n")  # where one begins; tools/export/page.html uses it too
+LONGEST_NAME = 60  # characters
+SPEECH = re.compile(rf"([^\n:：]{{1,{LONGEST_NAME}}})[:：]\n")  # where one begins; page.html uses it too
 NEXT_SPEECH = re.compile(rf"(?<=\n\n){SPEECH.pattern}")
 
 
@@ -37,7 +38,7 @@ def speakers(pieces) -> dict[str, int]:
         end = held.rfind("\n\n")
         counts.update(name.strip() for name in NEXT_SPEECH.findall(held, 0, end + 1))
         held = held[end:]
-        if len(held) > 400:  # a speech has its name at its beginning, of 60 characters at most
+        if len(held) > 400:  # only at its beginning can a paragraph have a name
             held = held[:200] + " " + held[-200:]
     counts.pop("", None)
     return dict(counts)

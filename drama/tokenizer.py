@@ -65,7 +65,8 @@ def as_known(text: str, tok) -> tuple[str, str]:
     for escapes, typed in (("", text), (r"\n and \t", text.replace(r"\n", "\n").replace(r"\t", "\t"))):
         for accents, form in (("", None), ("accents", "NFC"), ("accents", "NFD")):
             known = unicodedata.normalize(form, typed) if form else typed
-            for punctuation, written in (("", known), ("punctuation", with_plain(known, tok))):
+            for punctuation in ("", "punctuation"):
+                written = with_plain(known, tok) if punctuation else known
                 with contextlib.suppress(UnknownCharacters):
                     tok.encode(written)
                     return written, " and ".join(filter(None, (escapes, accents, punctuation)))

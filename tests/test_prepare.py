@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import CPU, ROOT, flags, play, start
+from helpers import CPU, ROOT, SMALL, flags, play, start
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -177,6 +177,21 @@ def test_a_preview_of_a_file_that_cannot_be_read_ends_as_its_preparation_does(ca
     (folder / "plays/b.md").write_text("no play\n")
     status, out, _ = call("prepare.py", "--input=plays", "--preview=true")
     assert status == 0 and "a.txt: 0 bytes; empty" in out and "skipped: plays/b.md" in out
+
+
+def test_a_first_dataset_that_was_whole_when_its_program_died_is_trained_on(call, folder, monkeypatch):
+    (folder / "play.txt").write_text(play(300))
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr("drama.disk.finish_replacing", lambda path: not path.joinpath(".ready").exists() or stop())
+        prepare.prepare(prepare.Settings(input="play.txt", dataset="mine"))
+    assert not (folder / "data/mine/meta.json").exists()
+    status, _, err = call("train_drama.py", *flags(**SMALL, max_iters=1, dataset="mine", out_dir="m"))
+    assert (status, err) == (0, "")
+    assert sorted(p.name for p in (folder / "data/mine").iterdir()) == ["meta.json", "train.bin", "val.bin"]
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 @pytest.fixture

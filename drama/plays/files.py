@@ -60,7 +60,6 @@ def files_in(folder: Path) -> list[Path]:
 
 
 LONGEST = 20_000_000  # bytes; four times all of Shakespeare is no play, and takes much memory to convert
-NO_LAYOUT_SOUGHT = "its layout was not looked for, but --layout names it"
 LONGEST_LINE = 1 << 22  # characters
 CHUNK = 1 << 22  # bytes read at a time: memory stays small however long a text is
 
@@ -160,8 +159,8 @@ def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: boo
     beginning = f"{path}: {path.stat().st_size:,} bytes"
     if not kind and layout in ("auto", "keep") and path.stat().st_size > LONGEST:
         yield from tidy.lines(text_pieces(path, encoding))
-        notes = [*tidy.notes(), f"too long for one play: {NO_LAYOUT_SOUGHT}"]
-        print("; ".join([beginning, *notes]))
+        too_long = "too long for one play: its layout was not looked for, but --layout names it"
+        print("; ".join([beginning, *tidy.notes(), too_long]))
         return
     if kind == "xml":
         play = structured.read(path)
@@ -242,15 +241,20 @@ class Text:
 
     def part(self, start: int, stop: int) -> "Text":
         """The part between two bytes of its file."""
-        part = replace(self, start=start, stop=stop, characters=0)
+        part = replace(self, start=start, stop=stop)
+        part.count(part.pieces())
+        return part
 
-        def counted():
-            for piece in part.pieces():
-                part.characters += len(piece)
+    def count(self, pieces):
+        """Note the length and the speakers of this text, which comes in pieces."""
+        self.characters = 0
+
+        def passing():
+            for piece in pieces:
+                self.characters += len(piece)
                 yield piece
 
-        part.speakers = speakers(counted())
-        return part
+        self.speakers = speakers(passing())
 
     def place(self, character: int) -> int:
         """The byte of its file where a character begins."""
@@ -263,14 +267,18 @@ class Text:
 
 def written(path: Path, source: str, pieces) -> tuple[Text, bytes]:
     """(a text, its SHA-256), written to path piece by piece."""
-    sha = hashlib.sha256()
-    with open(path, "wb") as file:
+    text, sha = Text(path, source, 0, 0, 0, {}), hashlib.sha256()
+
+    def stored():
         for piece in pieces:
             data = piece.encode()
             sha.update(data)
-            file.write(data)
-        size = file.tell()
-    return Text(path, source, 0, 0, 0, {}).part(0, size), sha.digest()
+            text.stop += file.write(data)
+            yield piece
+
+    with open(path, "wb") as file:
+        text.count(stored())
+    return text, sha.digest()
 
 
 def cleaned_files(files: list[tuple[Path, bool]], folder: Path, **kwargs) -> list[Text]:

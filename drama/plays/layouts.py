@@ -313,10 +313,10 @@ class Reader:
         for i, line in enumerate(self.lines if play.layout in ("colon", "caps") else ()):
             if play.kinds[i] == "speech" and (begun := BEGUN.match(line)):
                 alike[begun[0]].append(i)
-        for lines in alike.values():
-            often = len(lines) > max(3, 0.01 * len(play.speeches))
-            different = {self.lines[i] for i in lines}  # else it is a refrain
-            if often and (len(different) > len(lines) / 2 or max(different, key=len)[-1] in ":："):
+        for begun, lines in alike.items():
+            different = {self.lines[i] for i in lines}
+            refrain = different != {begun} and len(different) <= len(lines) / 2
+            if len(lines) > max(3, 0.01 * len(play.speeches)) and not refrain:
                 found.update(lines)
         for layout in self.layouts:
             if layout in (play.layout, "indent", "caps"):

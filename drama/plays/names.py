@@ -6,8 +6,7 @@ import unicodedata
 from typing import NamedTuple
 
 from drama.plays.unspoken import BLANKS, OPEN, OPENING, after_brackets
-
-NAME = 60  # characters of a name at most, as in the one form
+from drama.speech import LONGEST_NAME
 
 FIRST = {"colon": ":|：", "dot": r"\.|\[|\(", "dash": "[—–-]", "gap": "[\t\u3000]|  ", "quotes": "[「『]"}
 FIRST = {layout: re.compile(mark) for layout, mark in FIRST.items()}  # what a line has to hold
@@ -58,7 +57,7 @@ def shouted(name: str) -> bool:
 def shape(name: str) -> int:
     """2 for a name, 1 for what may be a name or the beginning of a sentence, 0 for no name."""
     words = name.split()
-    if not words or len(name) > NAME or len(words) > 9 or name.endswith(SAID):
+    if not words or len(name) > LONGEST_NAME or len(words) > 9 or name.endswith(SAID):
         return 0
     if NOT_IN_NAMES.search(name) or name.count('"') % 2:
         return 0
@@ -104,7 +103,7 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
         if not at or at[0] != i or layout in ("caps", "indent", "fountain"):
             return None
         start, known = at[1], True
-    limit = min(len(line), start + NAME + 4)
+    limit = min(len(line), start + LONGEST_NAME + 4)
     if limit < len(line) and layout in ("caps", "indent", "fountain") and not OPENING.search(line, 0, limit):
         return None
     end = ENDS[layout].search(line, start + 1, limit if limit < len(line) else len(line))

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from functools import lru_cache
 
-LONGEST = 60  # characters of a name, as in the one form
+from drama.speech import LONGEST_NAME
 
 
 def named(said: list, cast: dict[str, str], groups: set) -> list[tuple[str, str]]:
@@ -55,9 +55,9 @@ def cleaned(label: str) -> str:
 
 def shortened(name: str) -> str:
     """A name of no more characters than the one form's have, cut between two words where it can be."""
-    if len(name) <= LONGEST:
+    if len(name) <= LONGEST_NAME:
         return name
-    return (name[:LONGEST].rpartition(" ")[0] or name[:LONGEST]).rstrip(" ,;")
+    return (name[:LONGEST_NAME].rpartition(" ")[0] or name[:LONGEST_NAME]).rstrip(" ,;")
 
 
 def tokens(name: str) -> list[tuple[str, bool]]:

@@ -5,11 +5,10 @@ import math
 import re
 
 from configurator import UserError
-from drama.speech import colon
+from drama.speech import LONGEST_NAME, colon
 from drama.tokenizer import UnknownCharacters, as_known
 
 MOST_NAMES = 200
-LONGEST_NAME = 60  # characters, as in drama/speech.py
 
 
 def cast_names(cast: str) -> list[str]:

@@ -46,7 +46,8 @@ class Split:
         self.length = file.seek(0, os.SEEK_END) // 2
         self.resident = None
         if device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(device)[0] / 8:
-            self.resident = torch.from_numpy(np.concatenate(list(self.pieces()))).to(device).int()
+            tokens = np.concatenate(list(self.pieces())).astype(np.int32)  # torch knows uint16 in part only
+            self.resident = torch.from_numpy(tokens).to(device)
 
     def __len__(self) -> int:
         return self.length
@@ -174,13 +175,20 @@ class Corpus:
         return s.eval_interval * s.gradient_accumulation_steps * s.batch_size // 2 or 1
 
 
+def is_prepared(name: str) -> bool:
+    """Whether data/<name> is there; what prepare.py had begun to replace is finished first."""
+    finish_replacing(Path("data", name))
+    return Path("data", name, "meta.json").is_file()
+
+
 def load_data(name: str, block_size: int, machine: Machine) -> Corpus:
     """data/<name>, which prepare.py wrote.
 
     Raises UserError when files are missing, damaged or too short for block_size.
     """
     folder = Path("data", name)
-    finish_replacing(folder)
+    if not is_prepared(name):
+        raise UserError(f"{folder} is not prepared; {AGAIN}")
     try:
         meta = read_json(folder / "meta.json")
         counts = {split: int(meta[f"{split}_tokens"]) for split in ("train", "val")}
