@@ -20,6 +20,7 @@ import sys
 import time
 import unicodedata
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -200,7 +201,10 @@ def prepare(settings: Settings):
         ]
         meta = dict(source=source, sha256=sha256, characters=length, val_characters=lengths[1])
         meta |= dict(tokenizer=tok.to_dict(), plays=plays)
-        meta["speakers"] = list(dict.fromkeys(name for text in train for name in text.speakers))
+        speeches = Counter()
+        for text in train:
+            speeches.update(text.speakers)
+        meta["speakers"] = [name for name, _ in speeches.most_common()]
         new = own / "new"
         new.mkdir()
         write_splits(new, dict(train=train, val=val), tok, meta)

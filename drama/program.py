@@ -152,6 +152,8 @@ def run_program(main):
             stream.reconfigure(errors="backslashreplace")
             if stream.isatty():
                 stream.write = functools.partial(write_visibly, stream.write)
+            elif stream is sys.stdout:  # files are UTF-8, which is what all programs here read
+                stream.reconfigure(encoding="utf-8")
     try:
         status = main() or 0
         if sys.stdout:

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from drama.tokenizer import UnknownCharacters
+from drama.tokenizer import UnknownCharacters, first_text
 
 LONGEST_NAME = 60  # characters
 SPEECH = re.compile(rf"([^\n:：]{{1,{LONGEST_NAME}}})[:：]\n")  # where one begins; page.html uses it too
@@ -55,6 +55,11 @@ def colon(name: str, tok) -> str:
         return "：" if len(tok.encode("：")) == 1 else ":"
     except UnknownCharacters:
         return ":"
+
+
+def first_prompt(speakers: list[str], tok) -> str:
+    """What a text may begin with: the name of the first speaker that is known, or nothing in particular."""
+    return f"{speakers[0]}{colon(speakers[0], tok)}" if speakers else first_text(tok)
 
 
 def fountain(texts: list[str]) -> str:

@@ -191,7 +191,7 @@ UNENDED = r"(stopped after [\d,]+ tokens, before the last speech ended\n)?"
 def test_the_required_packages_alone_are_enough(clone, stand_in):
     wanted = (ROOT / "requirements-dev.txt").read_text().split()
     others = {re.split(r"[>=]", line)[0] for line in wanted} - {"-r", "requirements.txt", "pytest", "ruff"}
-    assert {"gradio", "matplotlib", "wandb"} < others
+    assert {"matplotlib", "playwright", "wandb"} < others
     hide = f"import sys\nfor name in {sorted(others)}: sys.modules[name] = None\n"
     environ = stand_in("sitecustomize.py", hide)
     sampling = ["sample.py", "--out_dir=model/alone", "--cast=LUCIO", "--turns=1", "--num_samples=2"]

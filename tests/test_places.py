@@ -150,20 +150,3 @@ def test_the_notebook_runs_from_plays_to_dialogue(clone):
     assert done.returncode == 0, done.stderr
     assert "'iteration': 21" in done.stdout and done.stdout.count("LUCIO:") >= 2
     assert (clone / "model/notebook/loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_page_needs_no_proxy(monkeypatch):
-    gradio = pytest.importorskip("gradio")
-    from tools import app
-    from tools.gate import Readers
-
-    monkeypatch.setenv("no_proxy", "example.org")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-
-    class Models:
-        def names(self):
-            return []
-
-    assert isinstance(app.page(Models(), Readers()), gradio.Blocks)
-    assert os.environ["no_proxy"] == "example.org,127.0.0.1,localhost"
-    assert os.environ["NO_PROXY"] == "127.0.0.1,localhost"

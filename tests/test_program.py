@@ -115,10 +115,16 @@ def test_a_full_disk_behind_the_output_gets_one_line_and_status_1(main):
     assert (done.returncode, done.stderr) == (1, "-c: No space left on device\n")
 
 
-def test_a_character_that_the_terminal_lacks_is_printed_as_its_number():
-    code = "from drama.program import run_program; run_program(lambda: print('\u4f60'))"
-    done = python(code, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u4f60\n", "")
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_console_lacks_is_printed_as_its_number_and_files_are_utf_8(encoding):
+    code = (
+        "import sys; from drama.program import run_program; run_program(lambda: print('\u4f60', file=sys.{}))"
+    )
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = python(code.format("stderr"), env=environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "\\u4f60\n")
+    done = python(code.format("stdout"), env=environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\u4f60\n", "")
 
 
 # ---------------------------------------------------------------------------- someone's edit

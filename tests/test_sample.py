@@ -61,6 +61,9 @@ def newlines(trained):
     return make
 
 
+SUFFIXES = {"scene.txt": "text", "scene.fountain": "fountain", "scene.json": "json"}
+
+
 def texts(out):
     assert out.endswith("\n---------------\n")
     return out.removesuffix("\n---------------\n").split("\n---------------\n")
@@ -128,6 +131,13 @@ def test_prompts_come_from_the_line_a_file_or_a_newline(folder):
     assert read_prompt("LUCIO:") == "LUCIO:"
     assert read_prompt("FILE:p.txt") == "LUCIO:\nGood 夜"
     assert read_prompt("") == read_prompt("FILE:empty.txt") == ""
+    ruler = "\n---------------\n"
+    for text, read in {
+        f"LUCIO:\nGood{ruler}": "LUCIO:\nGood", f"A:\nOne.\n{ruler}B:\nTwo.\n{ruler}": "B:\nTwo.\n\n",
+        "A:\nOne.\n": "A:\nOne.\n\n", "A:\nOne.\n\n": "A:\nOne.\n\n", "A:\n": "A:\n", "prose\n": "prose\n",
+    }.items():  # fmt: skip
+        (folder / "p.txt").write_text(text)
+        assert read_prompt("FILE:p.txt") == read
 
 
 def test_a_prompt_longer_than_the_context_is_continued(call, trained):
@@ -153,6 +163,11 @@ def test_a_prompt_longer_than_the_context_is_continued(call, trained):
         (["--top_p=0"], "top_p"),
         (["--top_k=-1"], "top_k"),
         (["--turns=-1"], "turns"),
+        (["--start=latin.txt"], "--start=FILE:latin.txt reads it"),
+        (["--order=LUCIO,ISABELLA", "--turns=2"], "leave out cast and turns"),
+        (["--out=scene.pdf"], "none of .txt, .fountain, .json"),
+        (["--out=nowhere/scene.txt"], "a folder that does not exist"),
+        (["--out=scene.txt", "--format=json"], "leave out --format"),
         (["--format=pdf"], "none of text, fountain, json"),
         (["--cast=LUCIO,Séan"], "cast: the model never saw these characters in training: 'é'"),
         (["--device=cuda:99"], "--device=auto"),
@@ -181,6 +196,38 @@ def test_a_cast_speaks_its_turns_in_every_form(call, newlines):
     assert told == [[(name, lines.strip("\n")) for name, lines in scene] for scene in scenes]
     status, out, err = call("sample.py", *how, "--format=fountain")
     assert out.count("\n===\n") == 2 and out.count("@LUCIO\n") + out.count("@ISABELLA\n") == 6
+
+
+def test_a_scene_is_saved_by_its_ending_and_gone_on_with(call, newlines, trained):
+    newlines(0.3)
+    how = ("--cast=LUCIO, ISABELLA", "--seed=3")
+    for name in ("scene.txt", "scene.fountain", "scene.json"):
+        status, out, err = call("sample.py", *how, "--turns=2", "--num_samples=3", f"--out={name}")
+        assert (status, out, err) == (0, f"{name}: 3 texts\n", "")
+        told = call("sample.py", *how, "--turns=2", "--num_samples=3", f"--format={SUFFIXES[name]}")[1]
+        written = (trained / name).read_text(encoding="utf-8")
+        assert written == (told.removesuffix("\n---------------\n") if name == "scene.txt" else told[:-1])
+    last = speeches(texts((trained / "scene.txt").read_text() + "\n---------------\n")[-1])
+    for saved in ("scene.txt", "printed.txt"):
+        status, out, _ = call("sample.py", *how, f"--start=FILE:{saved}", "--turns=2", "--num_samples=1")
+        assert status == 0 and len(speeches(texts(out)[0])) == 4 and speeches(texts(out)[0])[:2] == last
+        (trained / "printed.txt").write_text(
+            told_text := call("sample.py", *how, "--turns=2", "--num_samples=3")[1]
+        )
+        assert told_text.endswith("---------------\n")
+
+
+def test_an_order_gives_the_turns(call, newlines):
+    newlines(0.3)
+    status, out, err = call("sample.py", "--order=ISABELLA,LUCIO,ISABELLA", "--num_samples=2")
+    assert (status, err) == (0, "")
+    assert [[n for n, _ in speeches(t)] for t in texts(out)] == [["ISABELLA", "LUCIO", "ISABELLA"]] * 2
+
+
+def test_a_kept_checkpoint_is_sampled(call, trained):
+    shutil.move("model/ckpt.pt", "model/ckpt-1.pt")
+    status, out, err = call("sample.py", "--out_dir=model/ckpt-1.pt", "--num_samples=1")
+    assert (status, err) == (0, "") and texts(out)
 
 
 def test_a_name_that_nobody_had_is_allowed_with_a_note(call, newlines):

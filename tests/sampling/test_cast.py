@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -31,8 +32,8 @@ def random_model(tok, seed=0):
     return model.eval()
 
 
-def write(tok, prompt, names, turns=0, n=400, rows=3, seed=0):
-    director = Director(tok, prompt, rows, Cast(names, tok) if names else None, turns)
+def write(tok, prompt, names, turns=0, n=400, rows=3, seed=0, **how):
+    director = Director(tok, prompt, rows, Cast(names, tok, **how) if names else None, turns)
     idx = torch.from_numpy(tok.encode(prompt).astype("int64")).expand(rows, -1)
     generate(random_model(tok, seed), idx, n, director=director)
     return [director.written(row) for row in range(rows)]
@@ -51,6 +52,28 @@ def test_only_the_cast_speaks(tok, names):
             assert {name for name, _ in found} <= set(names), text
             heard |= {name for name, _ in found}
     assert heard == set(names) or len(names) == 3  # everyone gets to speak
+
+
+@pytest.mark.parametrize("tok", [CHARS, PAIRS], ids=["characters", "pairs"])
+@pytest.mark.parametrize("prompt", ["\n", "LUCIO:", TEXT, "First Lord:\nNo.\n\n\n"])
+def test_nobody_answers_himself_unless_he_may(tok, prompt):
+    heard = {False: 0, True: 0}
+    for repeat in heard:
+        for text in write(tok, prompt, ["LUCIO", "ISABELLA"], repeat=repeat):
+            names = [name for name, _ in speeches(text)][:-1]
+            heard[repeat] += sum(a == b for a, b in itertools.pairwise(names))
+    assert heard[False] == 0 and heard[True] > 0
+
+
+@pytest.mark.parametrize("tok", [CHARS, PAIRS], ids=["characters", "pairs"])
+@pytest.mark.parametrize("prompt, before", [
+    ("\n", []), (TEXT, ["LUCIO", "First Lord"]), ("First Lord:\nMy", ["First Lord"]),
+    ("LUCIO:\nSpeak.\n", ["LUCIO"]),
+])  # fmt: skip
+def test_an_order_is_who_speaks_next(tok, prompt, before):
+    order = ["ISABELLA", "LUCIO", "LUCIO", "ISABELLA"]
+    for text in write(tok, prompt, order, in_order=True, n=5000):
+        assert [name for name, _ in speeches(text)] == before + order
 
 
 @pytest.mark.parametrize("tok", [CHARS, PAIRS], ids=["characters", "pairs"])

@@ -1,321 +1,198 @@
-"""The page, in a browser: headless Chromium where the machine has one."""
+"""The program that serves the page: its models, its visitors, and whom it does not answer."""
 
-import contextlib
 import http.client
-import math
+import json
 import os
 import re
 import shutil
 import signal
-import sys
-import time
-import urllib.error
-import urllib.request
+import socket
+import threading
 
 import pytest
 import torch
 from helpers import DTYPE, flags, play, start, tiny_model
 
 import train_drama
-from configurator import UserError
 from drama import checkpoint
 from drama.device import find_dtype
 from drama.sampling.generation import Sampling, generate
 from drama.sampling.packed import pack
 from drama.speech import speeches
 from drama.tokenizer import CharTokenizer
-from tools import app, gate
+from tools import app
+
+TOK = CharTokenizer("".join(sorted(set(play()))))
+JOB = dict(
+    model="ckpt.pt", start="LUCIO:", cast=[], in_order=False, repeat=False, turns=0, length=20,
+    temperature=0.8, top_p=0.9, seed=1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def models(clone):
-    """A folder with two models that no training made: nothing hangs on what it would have learned.
-
-    ckpt.pt writes a newline as every fifth character and all others equally often, and is in no hurry: it
-    has many blocks, which add nothing. early/ckpt.pt writes something else.
-    """
-    tok = CharTokenizer("".join(sorted(set(play()))))
-    shape = dict(vocab_size=tok.vocab_size, block_size=64, bias=True)
-    slow, early = tiny_model(**shape, n_layer=32), tiny_model(**shape, seed=1)
-    for p in slow.parameters():
-        p.data.zero_()
-    slow.ln_f.bias.data.fill_(1.0)  # all that the head sees
-    slow.wte.weight.data[tok.encode("\n").item()] = math.log((tok.vocab_size - 1) / 4) / slow.config.n_embd
+    """A folder with two models that no training made: nothing hangs on what it would have learned."""
     folder = clone / "model/page"
-    for name, model in {"early/ckpt.pt": early, "ckpt.pt": slow}.items():
+    for seed, name in enumerate(("early/ckpt.pt", "ckpt.pt")):
+        model = tiny_model(vocab_size=TOK.vocab_size, block_size=64, n_layer=8, seed=seed)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder / name, checkpoint.model_state(model, tok, train_drama.Settings()))
+        state = checkpoint.model_state(model, TOK, train_drama.Settings(), [f"SPEAKER {seed}"])
+        checkpoint.save(folder / name, state)
     os.utime(folder / "early/ckpt.pt", (0, 0))
     return folder
 
 
-def opened(models, **kwargs):
-    """The program and its address, once it has printed it."""
-    pytest.importorskip("gradio")
-    process = start(models.parent.parent, "-m", "tools.app", "--models=model/page", *DTYPE, **kwargs)
-    return process, next(found[0] for line in process.stdout if (found := re.search(r"http://127\S+/", line)))
-
-
-def ended(process, signum) -> tuple[int, str]:
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=300)
-    return process.returncode, err
-
-
-@pytest.fixture(scope="module")
-def address(models):
-    process, address = opened(models, env={**os.environ, "GRADIO_SHARE": "true"})
-    yield address
-    assert ended(process, signal.SIGTERM) == (143, "app.py: stopped\n")
-
-
-class Visit:
-    """What a person does on the page."""
-
-    def __init__(self, browser, address):
-        self.page = browser.new_page()
-        self.page.set_default_timeout(300_000)
-        self.page.goto(address)
-        self.page.get_by_role("button", name="Write", exact=True).wait_for()
-
-    def fill(self, **fields):
-        for label, value in fields.items():
-            self.page.get_by_label(label).first.fill(str(value))
-            self.page.get_by_label(label).first.press("Tab")
-
-    def press(self, button):
-        self.page.get_by_role("button", name=button, exact=True).click()
-
-    def text(self) -> str:
-        return self.page.get_by_label("Scene").input_value()
-
-    def until(self, true):
-        end = time.monotonic() + 300
-        while not true(self.text()):
-            assert time.monotonic() < end, self.text()
-            self.page.wait_for_timeout(50)
-        return self.text()
-
-    def go_on(self, length):
-        before = self.text() or "\n"  # which stands for nothing
-        self.fill(Length=length)
-        self.press("Continue")
-        return self.until(lambda text: len(text) == len(before) + length)
-
-    def settled(self, other) -> str:
-        """The text, once it no longer grows while another visitor's does."""
-        before = None
-        while before != (now := self.text()):
-            before = now
-            other.go_on(100)
-        return now
-
-
 @pytest.fixture
-def visit(browser, address):
-    visits = []
-
-    def new():
-        visits.append(Visit(browser, address))
-        return visits[-1]
-
-    yield new
-    for each in visits:
-        each.page.close()
+def server(models):
+    serving = app.serve(app.Models(app.Settings(models=str(models))), 0)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield serving
+    serving.shutdown()
+    serving.server_close()
 
 
-def test_a_scene_is_written_gone_on_with_and_saved(visit, tmp_path):
-    here = visit()
-    here.fill(Start="ISABELLA:\n", Length=120)
-    here.press("Write")
-    first = here.until(lambda text: len(text) == 10 + 120)
-    assert first.startswith("ISABELLA:\n")
-    second = here.go_on(120)
-    assert second.startswith(first)
-    for button, name in (("Save as text", "scene.txt"), ("Save as Fountain", "scene.fountain")):
-        with here.page.expect_download() as download:
-            here.press(button)
-        assert download.value.suggested_filename == name
-        download.value.save_as(tmp_path / name)
-    assert (tmp_path / "scene.txt").read_text() == second
-    assert (tmp_path / "scene.fountain").read_text().startswith("@ISABELLA\n")
+def ask(server, method="GET", path="/", body=None, **headers):
+    """(status, headers, text) of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=300)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, None if body is None else json.dumps(body), headers)
+    answer = connection.getresponse()
+    return answer.status, answer.headers, answer.read().decode()
 
 
-def test_stop_stops(visit):
-    here, other = visit(), visit()
-    here.fill(Start="LUCIO:", Length=5000)
-    here.press("Write")
-    here.until(lambda text: len(text) > 50)
-    here.press("Stop")
-    stopped = here.settled(other)
-    assert 50 < len(stopped) < 5000
-    assert here.go_on(10).startswith(stopped)
+def text_of(server, **changes) -> str:
+    """What the page would show at the end."""
+    status, _, lines = ask(server, "POST", "/write", {**JOB, **changes})
+    messages = [json.loads(line) for line in lines.splitlines()]
+    assert status == 200 and [message.get("done") for message in messages][-1]
+    return "".join(message.get("start", "") + message.get("more", "") for message in messages)
 
 
-def test_an_unknown_character_is_named_and_the_page_goes_on(visit):
-    here = visit()
-    here.fill(Start="→ LUCIO:", Length=20)
-    here.press("Write")
-    here.page.get_by_text("'→'").first.wait_for()
-    here.fill(Start="LUCIO:")
-    here.press("Write")
-    here.until(lambda text: len(text) == 6 + 20)
-
-
-def test_visitors_share_a_model_and_each_keeps_the_own_text(visit):
-    visits = {name: visit() for name in ("LUCIO", "ISABELLA", "First Lord")}
-    for name, here in visits.items():
-        here.fill(Start="", Cast=name, Length=400)
-    for here in visits.values():
-        here.press("Write")
-    for name, here in visits.items():
-        text = here.until(lambda text: len(text) > 380)  # a name that is not whole yet is held back
-        whole = speeches(text)[:-1]  # the last may be cut off
-        assert {speaker for speaker, _ in whole} == {name}
-
-
-def test_continue_takes_over_from_a_writing_under_way(visit):
-    here, other = visit(), visit()
-    here.fill(Start="LUCIO:", Length=5000)
-    here.press("Write")
-    here.until(lambda text: len(text) > 50)
-    here.fill(Length=30)
-    here.press("Continue")
-    assert 80 < len(here.settled(other)) < 5000
-
-
-def test_a_long_scene_is_gone_on_with(visit):
-    here = visit()
-    here.page.get_by_label("Scene").fill(long := play(400))
-    assert here.go_on(20).startswith(long) and len(long) > 30_000
-
-
-def test_the_checkpoint_that_is_picked_writes(visit, models):
-    written, auto = {}, find_dtype("auto", torch.device("cpu"))
+def test_the_checkpoint_that_is_picked_writes(server, models):
     for name in ("ckpt.pt", "early/ckpt.pt"):
-        path = models / name
-        model, tok = checkpoint.build_model(checkpoint.load(path), path)
+        model, tok = checkpoint.build_model(checkpoint.load(models / name), models / name)
         ids = torch.tensor(tok.encode("LUCIO:").astype("int64"))[None]
+        auto = find_dtype("auto", torch.device("cpu"))
         ids = generate(pack(model, auto), ids, 20, Sampling(temperature=0))
-        written[name] = tok.decode(ids[0].tolist())
-    assert written["ckpt.pt"] != written["early/ckpt.pt"]
-    here = visit()
-    here.fill(Start="LUCIO:", Length=20, Temperature=0)
-    here.press("Write")  # the latest
-    assert here.until(lambda text: len(text) == 6 + 20) == written["ckpt.pt"]
-    here.page.get_by_role("combobox").click()
-    here.page.get_by_role("option", name="early/ckpt.pt").click()
-    here.press("Write")
-    here.until(lambda text: text == written["early/ckpt.pt"])
+        assert text_of(server, model=name, temperature=0) == tok.decode(ids[0].tolist())
+        about = json.loads(ask(server, path=f"/model?name={name}")[2])
+        assert about["prompt"] == f"{about['speakers'][0]}:"
+    assert about == dict(speakers=["SPEAKER 0"], prompt="SPEAKER 0:")
 
 
-def test_a_page_opened_later_offers_what_was_trained_since(visit, models):
-    first, newer = models / "ckpt.pt", models / "newer/ckpt.pt"
+def test_a_page_opened_later_offers_what_was_trained_since(server, models):
+    def offered():
+        return json.loads(re.search(r'id="header">(.*)</script>', ask(server)[2])[1])["models"]
+
+    assert offered() == ["ckpt.pt", "early/ckpt.pt"]
+    newer = models / "newer/ckpt.pt"
     newer.parent.mkdir()
-    shutil.copyfile(first, newer)
+    shutil.copyfile(models / "ckpt.pt", newer)
     try:
-        here = visit()
-        here.page.wait_for_function("document.querySelector('[role=combobox]').value == 'newer/ckpt.pt'")
+        assert offered()[0] == "newer/ckpt.pt"
         newer.write_bytes(b"damaged")
-        here.press("Write")
-        here.page.get_by_text("is damaged or is no checkpoint").first.wait_for()
+        status, _, words = ask(server, path="/model?name=newer/ckpt.pt")
+        assert status == 400 and "is damaged or is no checkpoint" in words
+        assert (
+            "is damaged or is no checkpoint"
+            in ask(server, "POST", "/write", JOB | dict(model="newer/ckpt.pt"))[2]
+        )
     finally:
         shutil.rmtree(newer.parent)
-    here.press("Write")
-    here.page.get_by_text("there is no checkpoint newer/ckpt.pt").first.wait_for()
+    assert "there is no checkpoint newer/ckpt.pt" in ask(server, path="/model?name=newer/ckpt.pt")[2]
 
 
-def test_nothing_but_this_machine_s_own_browsers_is_answered(address):
-    def status(**how):
-        try:
-            return urllib.request.urlopen(urllib.request.Request(**how), timeout=300).status
-        except urllib.error.HTTPError as e:
-            return e.code
+def test_visitors_share_a_model_and_each_keeps_the_own_text(server):
+    texts = {}
 
-    assert status(url=address) == 200
-    assert status(url=address, headers={"Host": "evil.example"}) == 400
-    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nhello\r\n--x--\r\n'
-    kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert status(url=f"{address}gradio_api/upload", data=form, headers=kind) == 413
-    join = f"{address}gradio_api/queue/join"
-    assert status(url=join, data=b"{}", headers={"Origin": "http://localhost:9999"}) == 403
-    connection = http.client.HTTPConnection("127.0.0.1", int(address.split(":")[2].strip("/")), timeout=300)
-    connection.request("POST", "/gradio_api/queue/join", headers={"Content-Length": f"{gate.LARGEST + 1}"})
-    assert connection.getresponse().status == 413
-    assert urllib.request.urlopen(address, timeout=300).headers["X-Frame-Options"] == "DENY"
+    def visit(name):
+        texts[name] = text_of(server, start="", cast=[name], length=100)
+
+    visits = [threading.Thread(target=visit, args=(name,)) for name in ("LUCIO", "ISABELLA", "First Lord")]
+    for each in visits:
+        each.start()
+    for each in visits:
+        each.join()
+    for name, text in texts.items():
+        assert text.startswith(f"{name}:\n") and {speaker for speaker, _ in speeches(text)} == {name}
+        assert len(server.RequestHandlerClass.models.loaded) == 1
 
 
-def asgi(app, path="/", chunks=(b"",)):
-    """What an ASGI application answers to a request whose body comes in chunks."""
-    answers, chunks = [], list(chunks)
-
-    async def receive():
-        return dict(type="http.request", body=chunks.pop(0), more_body=bool(chunks))
-
-    async def send(message):
-        answers.append(message)
-
-    scope = dict(type="http", path=path, query_string=b"session_hash=me")
-    with contextlib.suppress(StopIteration):  # it waits for nothing, and asyncio refuses beside a browser's
-        app(scope | dict(headers=[]), receive, send).send(None)
-    return answers
-
-
-def test_a_body_that_does_not_say_how_long_it_is_ends_where_it_is_too_long():
-    read = []
-
-    async def gradio(scope, receive, send):
-        while (message := await receive())["type"] == "http.request" and message["more_body"]:
-            read.append(len(message["body"]))
-
-    asgi(gate.Gate(gradio, gate.Readers()), chunks=[b"x" * 1_000_000] * 100)
-    assert sum(read) <= gate.LARGEST
-
-
-def test_who_reads_is_noted_and_an_answer_that_nobody_reads_ends(models, monkeypatch):
-    readers, now, noted = gate.Readers(), [100.0], []
-    monkeypatch.setattr(gate.time, "monotonic", lambda: now[0])
-
-    async def gradio(scope, receive, send):
-        noted.append(readers.gone("me", 0.0))  # nothing has been taken yet, but see when the writing began
-        await send(dict(type="http.response.start", status=200))
-        noted.append(readers.gone("me", 0.0))
-        now[0] += 1000
-        noted.append(readers.gone("me", 0.0))
-
-    answers = asgi(gate.Gate(gradio, readers), "/gradio_api/queue/data")
-    assert noted == [True, False, False] and answers[0]["status"] == 200
-    assert readers.gone("me", now[0] - gate.PATIENCE - 1) and not readers.gone("me", now[0])
-    monkeypatch.undo()
-    texts = app.Models(app.Settings(models=str(models))).write(
-        "ckpt.pt", "LUCIO:", "", 0.8, 5000, lambda: True
+def post(server, job: dict) -> socket.socket:
+    """A connection on which a request was made and nothing read yet."""
+    connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=300)
+    body = json.dumps(job).encode()
+    head = (
+        f"POST /write HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    assert list(texts) == []
+    connection.sendall(head.encode() + body)
+    return connection
 
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_while_a_scene_is_written_ends_in_one_line(browser, models, signum, status):
-    process, address = opened(models)
-    here = Visit(browser, address)
-    here.fill(Start="LUCIO:", Length=5000)
-    here.press("Write")
-    here.until(lambda text: len(text) > 50)
-    code, err = ended(process, signum)
-    here.page.close()
-    assert code == status and err.strip() == "app.py: stopped"
+def test_who_goes_away_makes_room_for_others(server, monkeypatch):
+    """Two write at a time, hours long; when their readers have gone, the next one's scene is written."""
+    for _ in range(app.AT_ONCE):
+        with post(server, JOB | dict(turns=200)) as connection:
+            assert b"200 OK" in connection.recv(100)
+    assert len(text_of(server, length=10)) == len("LUCIO:") + 10
 
 
-@pytest.mark.parametrize("request_, words", [
-    (("../secret.pt", "LUCIO:", "", 0.8, 10), "no checkpoint"),
-    (("ckpt.pt", "x" * 1_000_001, "", 0.8, 10), "1,000,001"),
-    (("ckpt.pt", "LUCIO:", "", 0.8, 10**9), "the length"),
-    (("ckpt.pt", "LUCIO:", "", -1.0, 10), "temperature"),
-    (("ckpt.pt", "LUCIO:", "", float("nan"), 10), "temperature"),
-    (("ckpt.pt", "LUCIO:", "Лука", 0.8, 10), "cast"),
+def test_who_sends_half_a_request_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.1)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=300) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHo")
+        assert connection.recv(100) == b""
+
+
+def test_visitors_beyond_the_most_are_refused(server, monkeypatch):
+    monkeypatch.setattr(app, "VISITORS", 0)
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+        ask(server)
+
+
+def test_nothing_but_this_machine_s_own_browsers_is_answered(server):
+    own = f"http://127.0.0.1:{server.server_port}"
+    status, headers, _ = ask(server, Origin=own)
+    assert status == 200 and headers["X-Frame-Options"] == "DENY"
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert ask(server, Host="evil.example")[0] == 403
+    assert ask(server, Host=f"evil.example:{server.server_port}")[0] == 403
+    assert ask(server, "POST", "/write", JOB, Origin="http://localhost:9999")[0] == 403
+    assert ask(server, "POST", "/write", JOB, Origin="null")[0] == 403
+    assert ask(server, path="/../../etc/passwd")[0] == 404
+    assert ask(server, path="/model?name=../secret.pt")[0] == 400
+    assert ask(server, "POST", "/write", Content_Length=str(app.LARGEST + 1))[0] == 413
+    assert ask(server, "PUT", "/write")[0] == 501
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(model="../secret.pt"), "no checkpoint"), (dict(start="x" * 1_000_001), "1,000,001"),
+    (dict(length=10**9), "the length"), (dict(turns=201), "at most 200 speeches"), (dict(turns=-1), "turns"),
+    (dict(temperature=-1), "temperature"), (dict(temperature=float("nan")), "temperature"),
+    (dict(temperature="hot"), "temperature is not float"), (dict(top_p=0), "top_p"), (dict(seed=True), "seed"),
+    (dict(cast=["Лука"]), "cast"), (dict(cast=[["LUCIO"]]), "cast"), (dict(cast="LUCIO"), "cast"),
+    (dict(other=1), "no request of the page"),
 ])  # fmt: skip
-def test_requests_that_no_page_would_send_are_refused(models, request_, words):
-    with pytest.raises(UserError, match=words):
-        list(app.Models(app.Settings(models=str(models))).write(*request_))
+def test_requests_that_no_page_would_send_are_refused_in_one_line(server, wrong, words):
+    status, _, text = ask(server, "POST", "/write", JOB | wrong)
+    reason = text if status == 400 else json.loads(text.splitlines()[-1])["error"]
+    assert words in reason and len(reason.splitlines()) == 1
+
+
+@pytest.mark.parametrize("body", ["{", "[]", "[" * 100_000, "1"])
+def test_what_is_no_json_of_the_page_is_refused(server, body):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=300)
+    connection.request("POST", "/write", body)
+    answer = connection.getresponse()
+    assert answer.status == 400 and answer.read() == b"this is no request of the page"
+
+
+def test_a_bug_is_told_to_the_page_and_shows_its_traceback(server, monkeypatch, capfd):
+    monkeypatch.setattr(app, "stream", lambda *_: 1 / 0)
+    assert "this is a bug" in ask(server, "POST", "/write", JOB)[2]
+    monkeypatch.undo()
+    assert len(text_of(server)) == len("LUCIO:") + 20
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_a_better_checkpoint_is_read_again_and_those_used_last_are_kept(models, tmp_path):
@@ -335,11 +212,24 @@ def test_a_better_checkpoint_is_read_again_and_those_used_last_are_kept(models, 
     assert list(loaded.loaded) == ["ckpt.pt", "ckpt-1.pt"]
 
 
-def test_without_gradio_or_a_model_one_line_says_so(call, models, monkeypatch):
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_while_a_scene_is_written_ends_in_one_line(models, signum, status):
+    process = start(models.parent.parent, "-m", "tools.app", "--models=model/page", *DTYPE)
+    port = int(re.search(r"http://127.0.0.1:(\d+)/", process.stdout.readline())[1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request("POST", "/write", json.dumps(JOB | dict(turns=200)))
+    answer = connection.getresponse()
+    answer.readline()
+    assert b"more" in answer.readline()
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == status and err.strip() == "app.py: stopped"
+
+
+def test_without_a_model_or_a_free_port_one_line_says_so(call, models, server):
     status, _, err = call("app.py")
     assert status == 2 and "train a model" in err and len(err.splitlines()) == 1
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    status, _, err = call("app.py", *flags(models=models))
-    assert status == 2 and "pip install gradio" in err and len(err.splitlines()) == 1
+    status, _, err = call("app.py", *flags(models=models, port=server.server_port))
+    assert status == 2 and "--port" in err and len(err.splitlines()) == 1
     status, _, err = call("app.py", "--dtype=int8")
     assert status == 2 and "dtype='int8'" in err

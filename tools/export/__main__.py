@@ -21,8 +21,7 @@ from configurator import FilePath, UserError, check, configure, split_files
 from drama import checkpoint
 from drama.disk import working_folder
 from drama.sampling.generation import Sampling, generate, prompt_ids
-from drama.speech import colon
-from drama.tokenizer import first_text
+from drama.speech import first_prompt
 from drama.training.pretrained import RANDOM
 from model import GPT, PAST
 from tools.export.gguf import write_gguf
@@ -82,14 +81,15 @@ def export(path: Path, settings: Settings):
         raise UserError(f"{path} is no ckpt.pt")
     if out.exists():
         raise UserError(f"out={str(out)!r} is there already; give a folder that is not")
-    speaker = next(iter(state.get("speakers", [])), "")
-    prompt = f"{speaker}{colon(speaker, tok)}" if speaker else first_text(tok)
+    speakers = state.get("speakers", [])
+    prompt = first_prompt(speakers, tok)
     out.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another program is writing {out}: wait for it, or give another --out"
     with working_folder(out.with_name(f".{out.name}.writing"), busy) as own:  # out is whole or absent
         folder = own / out.name
         folder.mkdir()
-        WRITERS[settings.to](folder, model.eval(), tok, prompt, settings.dtype)
+        given = speakers if settings.to == "html" else prompt
+        WRITERS[settings.to](folder, model.eval(), tok, given, settings.dtype)
         about = card(state, model, tok, prompt, folder, settings.to)
         (folder / "README.md").write_text(about, encoding="utf-8")
         checked = check_loaded(folder, settings.to, model, tok, prompt)
