@@ -2,6 +2,7 @@
 
 python -m tools.plot                                                 model/log.csv as model/loss.png
 python -m tools.plot model/a/log.csv model/b/log.csv --out=both.png  several runs side by side
+python -m tools.plot --dark=true                                     light lines on black
 """
 
 import sys
@@ -19,6 +20,7 @@ class Settings:
     """python -m tools.plot [LOG.csv ...] [--name=value ...]"""
 
     out: FilePath = ""  # the picture, .png, .svg or .pdf; empty: loss.png beside the first log
+    dark: bool = False  # light lines on black, for a dark page or slide
 
 
 def main():
@@ -26,7 +28,7 @@ def main():
     settings = configure(Settings, others)
     logs = [Path(file) for file in files or ["model/log.csv"]]
     out = Path(settings.out) if settings.out else logs[0].with_name("loss.png")
-    draw(logs, out)
+    draw(logs, out, settings.dark)
     print(f"{out}: {', '.join(map(str, logs))}")
 
 

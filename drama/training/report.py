@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.util
 import math
 import sys
 
@@ -73,6 +72,7 @@ class Report:
             self.say("such machines: python train_drama.py config/laptop.py --out_dir=model/laptop")
         if run.iteration:
             self.say(f"continuing at iteration {run.iteration}")
+        self.no_picture = ""  # why, as last said
         self.pace = 0.0  # seconds per iteration, to tell the time left
         self.line_iteration, self.lines = run.iteration, 0
         self.line_at, self.shown_at, self.drawn_at = run.clock.iterating(), 0.0, run.clock.total()
@@ -90,7 +90,7 @@ class Report:
         shown = ", ".join(COLUMNS[name].format(value) for name, value in metrics.items())
         self.log(self.run.iteration, metrics)
         self.say(f"step {self.run.iteration}: {shown}")
-        if self.run.clock.total() - self.drawn_at > 60 and importlib.util.find_spec("matplotlib"):
+        if self.run.clock.total() - self.drawn_at > 60:
             self.picture()
 
     def iteration(self, metrics: dict[str, float]):
@@ -155,12 +155,14 @@ class Report:
         self.log(run.iteration, dict(sample=text.replace("\0", "\ufffd")))  # which csv cannot hold
 
     def picture(self):
-        """log.csv as loss.png; what prevents it is said, and no reason to stop training."""
+        """log.csv as loss.png; what prevents it is said once, and no reason to stop training."""
         try:
-            if self.first:
+            if self.first and self.lines:  # before the first line there is nothing to draw
                 draw([self.run.out / "log.csv"], self.run.out / "loss.png")
         except (UserError, OSError) as e:
-            self.say(f"no picture of the losses: {one_line(e)}")
+            if self.no_picture != (reason := one_line(e)):
+                self.say(f"no picture of the losses: {reason}")
+            self.no_picture = reason
         self.drawn_at = self.run.clock.total()
 
     def end(self):

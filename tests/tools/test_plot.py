@@ -1,3 +1,4 @@
+import itertools
 import os
 from pathlib import Path
 
@@ -29,22 +30,123 @@ def test_a_folder_s_name_that_is_not_unicode_is_no_reason_to_draw_nothing(tmp_pa
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_best_point_is_in_the_picture_when_a_run_overfits(tmp_path):
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """drawn(name=rows, ..., dark=...) draws the logs of these runs and returns the figure."""
     matplotlib = pytest.importorskip("matplotlib.figure")
-    path = tmp_path / "log.csv"
-    path.write_text(HEAD + "0,4,1,1,1,1,,,,\n0,,,,,,4,4,6,\n9,0.2,1,1,1,1,,,,\n9,,,,,,0.3,1.9,3,\n")
-    seen = []
-    real = matplotlib.Figure.savefig
-    with pytest.MonkeyPatch.context() as m:
+    figures, save = [], matplotlib.Figure.savefig
 
-        def remember(figure, *where, **how):
-            seen.append(figure)
-            real(figure, *where, **how)
+    def remember(figure, *args, **kwargs):
+        figures.append(figure)
+        save(figure, *args, **kwargs)
 
-        m.setattr(matplotlib.Figure, "savefig", remember)
-        picture.draw([path], tmp_path / "loss.png")
-    low, high = seen[0].axes[0].get_ylim()
-    assert low < 0.2 and 1.9 < high < 3
+    monkeypatch.setattr(matplotlib.Figure, "savefig", remember)
+
+    def run(dark=False, **runs):
+        logs = [tmp_path / name / "log.csv" for name in runs]
+        for log, rows in zip(logs, runs.values(), strict=True):
+            log.parent.mkdir()
+            log.write_text(HEAD + "".join(f"{row}\n" for row in rows))
+        picture.draw(logs, tmp_path / "loss.png", dark)
+        return figures[-1]
+
+    return run
+
+
+def batches(losses, every=10):
+    return [f"{every * i},{loss},1,1,1,{1 / (i + 1)},,,," for i, loss in enumerate(losses)]
+
+
+def evaluation(iteration, train_loss, val_loss):
+    return f"{iteration},,,,,,{train_loss},{val_loss},6,"
+
+
+FALL = batches([1 + 3 / (i + 1) + (-1) ** i / 10 for i in range(61)])
+OVERFIT = [*FALL, evaluation(0, 4, 4), evaluation(200, 1.5, 1.6), evaluation(400, 1.2, 1.5),
+           evaluation(600, 0.9, 1.9)]  # fmt: skip
+
+
+def curves(axes) -> list[list[tuple]]:
+    return [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+
+
+def texts(figure) -> list[tuple]:
+    """Each text at the curves, and where it stands, in pixels."""
+    extent = pytest.importorskip("matplotlib.text").Text.get_window_extent  # an annotation's adds its line
+    return [(text.get_text(), extent(text)) for text in figure.axes[0].texts]
+
+
+def test_the_batches_are_drawn_as_they_are_and_smoothed(drawn):
+    raw, smooth = curves(drawn(a=FALL).axes[0])
+    (iterations, losses), (same, means) = (zip(*curve, strict=True) for curve in (raw, smooth))
+    assert iterations == same == tuple(range(0, 601, 10))
+    assert losses[30] == pytest.approx(1 + 3 / 31 + 0.1) and means[:2] == pytest.approx(losses[:2])
+    steps = [[abs(b - a) for a, b in itertools.pairwise(values[30:])] for values in (losses, means)]
+    assert max(steps[1]) < min(steps[0]) / 5
+    assert means[-1] == pytest.approx(sum(losses[54:]) / 7)
+
+
+def test_evaluations_are_drawn_from_the_first_one_after_step_0(drawn):
+    split = [(200, 1.5), (400, 1.2), (600, 0.9)]
+    validation = [(200, 1.6), (400, 1.5), (600, 1.9)]
+    axes = drawn(a=OVERFIT).axes[0]
+    assert split in curves(axes) and validation in curves(axes)
+    (gap,) = axes.patches  # the shade between them
+    assert {*split, *validation} == {*map(tuple, gap.get_xy())}
+    _, high = axes.get_ylim()
+    assert 1.9 < high < 2.5  # the first fall is not what one looks for
+
+
+def test_step_0_is_drawn_where_there_is_nothing_else_or_nothing_better(drawn):
+    assert [(0, 4.1)] in curves(drawn(a=[*FALL, evaluation(0, 4, 4.1)]).axes[0])
+    tuned = drawn(b=[*FALL, evaluation(0, 1.2, 1.1), evaluation(600, 0.9, 1.3)])
+    assert [(0, 1.1), (600, 1.3)] in curves(tuned.axes[0]) and "best 1.1000" in dict(texts(tuned))
+
+
+def test_the_best_point_is_marked_with_its_value(drawn):
+    figure = drawn(a=OVERFIT)
+    assert [(400, 1.5)] in curves(figure.axes[0])
+    text, at = dict(texts(figure))["best 1.5000"], figure.axes[0].transData.transform((400, 1.5))
+    assert abs(text.x1 - at[0]) < 5 and 0 < text.y0 - at[1] < 40
+
+
+def test_the_learning_rate_is_beneath(drawn):
+    assert curves(drawn(a=FALL).axes[1]) == [[(10 * i, 1 / (i + 1)) for i in range(61)]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_each_curve_has_its_name_at_its_end_and_none_overlaps(drawn, count):
+    runs = {f"run{n}": OVERFIT[: len(OVERFIT) - n % 3] for n in range(count)}
+    figure = drawn(**runs)
+    names = {"batches", "training split", "validation"}
+    if count > 1:
+        names = {f"{run}: {curve}" for run in runs for curve in ("batches", "validation")}
+    found = dict(texts(figure))
+    assert names == found.keys() - {"best 1.5000", "best 1.6000"}
+    inside = figure.axes[0].get_window_extent()
+    assert all(inside.x1 < found[name].x0 < found[name].x1 < figure.bbox.x1 for name in names)
+    assert not any(a.overlaps(b) for (_, a), (_, b) in itertools.combinations(texts(figure), 2))
+    assert figure.axes[0].get_legend() is None
+
+
+def test_a_picture_is_light_or_dark_and_leaves_other_pictures_alone(drawn):
+    matplotlib = pytest.importorskip("matplotlib")
+    before = dict(matplotlib.rcParams)
+    light, dark = drawn(a=OVERFIT), drawn(b=OVERFIT, dark=True)
+    for figure, background in ((light, 1), (dark, 0)):
+        assert figure.get_facecolor()[:3] == 3 * (background,)
+        label = matplotlib.colors.to_rgb(figure.axes[0].yaxis.label.get_color())
+        assert label == 3 * (1 - background,)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_plot_draws_dark_where_that_is_asked_for(call, folder):
+    pytest.importorskip("matplotlib")
+    (folder / "log.csv").write_text(HEAD + "\n".join(OVERFIT))
+    assert call("plot.py", "log.csv", "--dark=true")[0] == 0
+    dark = (folder / "loss.png").read_bytes()
+    assert call("plot.py", "log.csv")[0] == 0
+    assert dark != (folder / "loss.png").read_bytes()
 
 
 def test_the_values_are_those_of_the_log(tmp_path):

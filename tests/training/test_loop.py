@@ -6,6 +6,8 @@ import os
 import pty
 import shutil
 import signal
+import sys
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -442,6 +444,42 @@ def test_the_losses_are_drawn_on_the_way_once_a_minute(train, corpus):
 
     train(out_dir="m", corpus=loaded(Slow), now=lambda: clock[0])
     assert drawn == 10 * [False] + 11 * [True]
+
+
+class Evaluated(Corpus):
+    """Each evaluation takes more than a minute."""
+
+    minutes, stopped = [0], False
+
+    def evaluate(self, *args):
+        self.minutes[0] += 1.1
+        return None if self.stopped else super().evaluate(*args)
+
+    @classmethod
+    def now(cls):
+        return time.perf_counter() + 60 * cls.minutes[0]
+
+
+class Stopped(Evaluated):
+    """The same, stopped in the first one."""
+
+    stopped = True
+
+
+@pytest.mark.parametrize("kind", [Evaluated, Stopped])
+def test_before_the_first_iteration_there_is_no_picture_and_no_word_of_it(train, corpus, capfd, kind):
+    pytest.importorskip("matplotlib")
+    train(out_dir="m", corpus=loaded(kind), now=kind.now, max_iters=0)
+    out, err = capfd.readouterr()
+    assert "picture" not in out + err
+    assert ("iter 0" in out) == (kind is Evaluated) == os.path.exists("m/loss.png")
+
+
+def test_what_prevents_the_picture_is_said_once(train, corpus, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train(out_dir="m", corpus=loaded(Evaluated), now=Evaluated.now)
+    out, _ = capfd.readouterr()
+    assert out.count("step ") == 3 and out.count("no picture of the losses") == 1
 
 
 class Died(BaseException):
