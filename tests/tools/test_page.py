@@ -133,7 +133,7 @@ def newlines(model, tok, share=0.2):
 
 @pytest.fixture
 def chatty():
-    """A model that ends many speeches, whatever it is: nothing hangs on what a training would have learned."""
+    """A model that ends many speeches, whatever it is: nothing hangs on what it learned."""
     return newlines(tiny_model(vocab_size=CHARS.vocab_size, bias=True), CHARS)
 
 
@@ -313,7 +313,7 @@ def test_stop_is_heard_while_a_long_prompt_is_read(exported, opened):
     page = opened(exported(tiny_model(vocab_size=CHARS.vocab_size, block_size=400), CHARS))
     header = dict(json.loads(page.text_content("#header")), kind="char")
     ran = page.evaluate(
-        """async (header) => {  // the worker's code, in the page, with a network that counts and takes its time
+        """async (header) => {  // the worker's code, in the page; its network counts and takes its time
             let said = [], steps = 0, postMessage = (message) => said.push(message), onmessage;
             eval(document.getElementById("network").textContent + `;
                 Network.prototype.step = function (token, last) {
