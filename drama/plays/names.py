@@ -32,7 +32,9 @@ MARKED = {
 TITLES = re.compile(
     r"(?:\w{1,2}|M[rR][sS]|M[mM][eE]|Mlle|St[er]|Rev|Prof|Capt|Sgt|Col|Gen|Lt|Lieut|Frl|Hon|Hrn?|Dr)$"
 )
-ASIDE = re.compile(r",\s*[^\W\dA-ZÀ-ÝА-Я_].*")  # HARPAGON, à part
+ASIDE = re.compile(  # HARPAGON, à part; Anna, aside
+    r"(?<=[A-ZÀ-ÝА-Я]{2}),\s*[^\W\dA-ZÀ-ÝА-Я_].*|,\s*[^\W\dA-ZÀ-ÝА-Я_]\S*(?: \S+)?$"
+)
 CAPITALS = ("dot", "dash", "caps", "fountain")  # layouts where capitals tell a name from a sentence
 SAID = ("道", "说", "說", "问", "問", "曰", "言")  # as a Chinese novel introduces what is said
 SMALL = (
@@ -135,6 +137,8 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
             name = line[start : end.start()]
             last = re.split(r"[\s.]", name)[-1]
             more = ENDS[layout].search(line, end.end(), limit) if layout == "dot" else None
+            if shorter and not shape(tidy(name)):
+                break
             shorter.append(Head(i, tidy(name), end[0].strip(), skip(lines, spans, (i, end.end())), known))
             word = line[end.end() : more.start()].strip() if more else ""
             if (
