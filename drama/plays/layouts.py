@@ -90,6 +90,8 @@ class Reader:
             head = head_of(self.lines, self.spans, i, layout)
             if not head or not shape(head.name) or TIME.search(line, 0, head.at[1]):
                 continue  # a time is of a chat, or of a recording
+            if line.startswith(head.name + ",") and not shouted(head.name):
+                head = head._replace(known=True)  # Anna, aside: or a sentence's beginning
             if not alone or layout == "indent" or shouted(head.name) or line[0] == "@":
                 found.append(head)
         return found
@@ -140,6 +142,8 @@ class Reader:
             return True
         if self.words is None:
             self.words = Counter(re.findall(r"[^\W\d_]+", "\n".join(self.lines)))
+            names = " ".join(head.name for head in self.heads("colon"))
+            self.words.subtract(re.findall(r"[^\W\d_]+", names))
             self.frequent = max(4, self.words.total() / 2_500)
         return all(self.words[word.lower()] >= self.frequent for word in re.findall(r"[^\W\d_]+", name))
 
@@ -149,7 +153,10 @@ class Reader:
         heads = []
         for head in self.heads(layout):
             for other in head.shorter:
-                if counts[other.name] >= max(2, 3 * counts[head.name]) or not shape(head.name):
+                second = head.name[len(other.name) :].strip(" .")
+                if counts[other.name] >= max(2, 3 * counts[head.name]) and not (
+                    counts[second] > 1 and len(second) > 1
+                ):
                     head = other
             heads.append(head)
         counts = Counter(head.name for head in heads if not head.known)
@@ -182,20 +189,23 @@ class Reader:
         by_name = defaultdict(list)
         for head in heads:
             by_name[head.name].append(odd[head.line])
+        alone = usual[4] == "alone"
         marked = usual[0] == "apart" or layout not in ("colon", "dot")
+        if alone and not marked:  # whether few other lines end as names do
+            others = sum(line[-1:] in (":", "：") and i not in habits for i, line in enumerate(self.lines))
+            marked = others <= NEGLIGIBLE * len(trusted)
+
+        def sure(name: str) -> bool:
+            return marked or (alone and " " not in name) or not self.ordinary(name)
+
         names = set()
         for name, odds in by_name.items():
             usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
-            if (
-                usually
-                and counts[name] > 1
-                and (usual[4] != "alone" or marked or counts[name] > 4 or not self.ordinary(name))
-            ):
+            if usually and counts[name] > 1 and (not alone or sure(name) or counts[name] > 4):
                 names.add(name)
         begun, doubtful = [], set()
         for head in heads:
             strong = shape(head.name) == 2
-            sure = marked or self.staged(head)
             if head.name in names and (named or odd[head.line] <= 2 + head.known):
                 begun.append(head)
             elif head.name in names:
@@ -203,7 +213,7 @@ class Reader:
             elif head.known or head.name[0].islower():
                 continue
             elif (odd[head.line] < 1 if strong else odd[head.line] == 0) and (
-                sure or not self.ordinary(head.name)
+                sure(head.name) or self.staged(head)
             ):
                 begun.append(head)
             elif odd[head.line] < 1.5 and strong and (habits[head.line][3], usual[3]) != ("far", "close"):
@@ -271,6 +281,7 @@ class Reader:
                     kinds[i] = "direction" if speeches else "heading"
                 elif stray:
                     kinds[i] = "heading"
+                    doubtful.discard(i)
                     if lines and self.lines[i - 1] and not ENDED.search(self.lines[i - 1][-9:]):
                         doubtful.add(i)  # the speech's last line may be shouted
                 else:
