@@ -114,7 +114,7 @@ class Reader:
             while j < len(self.lines) and (not self.lines[j] or self.kinds[j]):
                 j += 1
             text = self.lines[j] if j < len(self.lines) else ""
-        letter = next((c for c in text[:20] if c.isalpha()), "A")
+        letter = next(filter(str.isalpha, text[:20]), "A")
         word = next((word for word in head.name.split() if len(word) > 2), head.name)
         return (
             "apart" if apart else "within",
@@ -126,12 +126,6 @@ class Reader:
             "in" if self.indent(i) else "out",
             "capitals" if shouted(word) else "mixed",
         )
-
-    def staged(self, head: Head) -> bool:
-        """Whether a direction in brackets stands beside a name, or a heading above it."""
-        i, (j, column) = head.line, head.at
-        closed = self.lines[j][:column].rstrip(BLANKS + ".:：")
-        return closed.endswith(tuple(CLOSE)) or bool(i and self.kinds[i - 1] in ("direction", "heading"))
 
     def ordinary(self, name: str) -> bool:
         """Whether a name reads as a sentence's beginning: its words are frequent, without capitals."""
@@ -168,10 +162,9 @@ class Reader:
         trusted = [
             head for head in heads if counts[head.name] > 1 and shape(head.name) == 2 and not head.known
         ]
-        if layout == "fountain" or (named and not trusted):
-            return [head for head in heads if not head.known], set(), False
-        if not trusted:
-            return [], set(), False
+        if layout == "fountain" or not trusted:
+            known = named or layout == "fountain"
+            return [head for head in heads if known and not head.known], set(), False
         usual = []  # what nine in ten of them share
         for values in zip(*(habits[head.line] for head in trusted), strict=True):
             known = [value for value in values if value]
@@ -198,23 +191,24 @@ class Reader:
         def sure(name: str) -> bool:
             return marked or (alone and " " not in name) or not self.ordinary(name)
 
-        names = set()
-        for name, odds in by_name.items():
-            usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
-            if usually and counts[name] > 1 and (not alone or sure(name) or counts[name] > 4):
-                names.add(name)
+        names = {
+            name
+            for name, odds in by_name.items()
+            if sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
+            and counts[name] > 1
+            and (not alone or counts[name] > 4 or sure(name))
+        }
         begun, doubtful = [], set()
         for head in heads:
             strong = shape(head.name) == 2
+            below = self.kinds[head.line - 1] in ("direction", "heading")
             if head.name in names and (named or odd[head.line] <= 2 + head.known):
                 begun.append(head)
             elif head.name in names:
                 doubtful.add(head.line)
             elif head.known or head.name[0].islower():
                 continue
-            elif (odd[head.line] < 1 if strong else odd[head.line] == 0) and (
-                sure(head.name) or self.staged(head)
-            ):
+            elif (odd[head.line] < 1 if strong else odd[head.line] == 0) and (below or sure(head.name)):
                 begun.append(head)
             elif odd[head.line] < 1.5 and strong and (habits[head.line][3], usual[3]) != ("far", "close"):
                 doubtful.add(head.line)

@@ -171,5 +171,5 @@ def skip(lines: list[str], spans: dict, at: tuple[int, int]) -> tuple[int, int]:
 
 
 def tidy(name: str) -> str:
-    name = ASIDE.sub("", name).strip(BLANKS + "*_,，")
+    name = (ASIDE.sub("", name) if "," in name else name).strip(BLANKS + "*_,，")
     return " ".join(name.removeprefix("@").split())
