@@ -147,21 +147,17 @@ class Reader:
         heads = []
         for head in self.heads(layout):
             for other in head.shorter:
-                second = head.name[len(other.name) :].strip(" .")
-                if counts[other.name] >= max(2, 3 * counts[head.name]) and not (
-                    counts[second] > 1 and len(second) > 1
-                ):
+                second = head.name[len(other.name) :].strip(" .")  # ANNA. BEN. We.
+                both = len(second) > 1 and counts[second] > 1
+                if counts[other.name] >= max(2, 3 * counts[head.name]) and not both:
                     head = other
             heads.append(head)
         counts = Counter(head.name for head in heads if not head.known)
-        if layout in CAPITALS and not (
-            named and not any(counts[h.name] > 1 and shouted(h.name) for h in heads)
-        ):
+        capitals = not named or any(counts[head.name] > 1 and shouted(head.name) for head in heads)
+        if layout in CAPITALS and capitals:
             heads = [head for head in heads if shouted(head.name) or layout == "fountain"]
         habits = {head.line: self.habits(head) for head in heads}
-        trusted = [
-            head for head in heads if counts[head.name] > 1 and shape(head.name) == 2 and not head.known
-        ]
+        trusted = [h for h in heads if counts[h.name] > 1 and shape(h.name) == 2 and not h.known]
         if layout == "fountain" or not trusted:
             known = named or layout == "fountain"
             return [head for head in heads if known and not head.known], set(), False
@@ -169,9 +165,8 @@ class Reader:
         for values in zip(*(habits[head.line] for head in trusted), strict=True):
             known = [value for value in values if value]
             value, n = Counter(known or [None]).most_common(1)[0]
-            usual.append(
-                value if n > 0.9 * len(known) and value not in ("within", "unended", "mixed") else None
-            )
+            common = n > 0.9 * len(known) and value not in ("within", "unended", "mixed")
+            usual.append(value if common else None)
 
         @functools.cache
         def oddness(habits: tuple) -> float:
@@ -191,13 +186,11 @@ class Reader:
         def sure(name: str) -> bool:
             return marked or (alone and " " not in name) or not self.ordinary(name)
 
-        names = {
-            name
-            for name, odds in by_name.items()
-            if sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
-            and counts[name] > 1
-            and (not alone or counts[name] > 4 or sure(name))
-        }
+        names = set()
+        for name, odds in by_name.items():
+            usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
+            if usually and counts[name] > 1 and (not alone or counts[name] > 4 or sure(name)):
+                names.add(name)
         begun, doubtful = [], set()
         for head in heads:
             strong = shape(head.name) == 2
@@ -222,24 +215,15 @@ class Reader:
         doubtful |= {i for i, kind in enumerate(self.kinds) if kind == "doubtful"}
         alone = sum(head.at == (head.line, len(self.lines[head.line])) for head in found)
         one = layout == "colon" and apart and alone > 0.8 * len(found)  # the one form
-        loose = {  # paragraphs that no name begins
-            i
-            for i, kind in enumerate(self.kinds)
-            if kind is None and i and i not in heads and not self.lines[i - 1]
-        }
+        loose = {i + 1 for i, line in enumerate(self.lines[:-1]) if not line}
+        loose = {i for i in loose if self.kinds[i] is None and i not in heads}  # no name begins them
         bracketed = self.kinds.count("direction")
         goes_on = not apart or one or named or layout in ("indent", "fountain") or len(loose) < bracketed
         speeches, kinds = [], [kind and kind.replace("doubtful", "direction") for kind in self.kinds]
         speaking, i, column = False, 0, 0
         while i < len(self.lines):
             head = heads.get(i) if not column else None
-            if (
-                head
-                and layout in ("caps", "indent")
-                and speaking
-                and not speeches[-1][2]
-                and i == speeches[-1][1] + 1
-            ):
+            if head and layout in ("caps", "indent") and speaking and i == speeches[-1][1] + 1:
                 if counts[head.name] > 1 and counts[speeches[-1][0]] == 1:
                     kinds[speeches.pop()[1]] = "heading"
                 else:
@@ -305,11 +289,8 @@ class Reader:
         for _ in range(4):  # several headings
             if following < len(self.lines) and following not in heads and titled(self.lines[following]):
                 following = self.next[following]
-        return (
-            following == len(self.lines)
-            or following in heads
-            or self.kinds[following] in ("heading", "direction")
-        )
+        last = following == len(self.lines)
+        return last or following in heads or self.kinds[following] in ("heading", "direction")
 
     def foreign(self, play: Play) -> set[int]:
         """Lines that are speech in the play's layout, but begin speeches in another one, or as names do."""
@@ -392,7 +373,6 @@ def refusal(reader: Reader, play: Play) -> str:
     quoted = sum(said[0] in "\"“„«»‚'‘「『" and not said.startswith("'t") for _, said in play.speeches)
     if play.layout == "quotes":
         quoted = 0
-    play.figures = ends / total, asked / total, again / total, quoted / total
     if (
         ends < 0.3 * total
         or ends + 2 * asked < 0.6 * total
