@@ -194,7 +194,7 @@ class Reader:
         begun, doubtful = [], set()
         for head in heads:
             strong = shape(head.name) == 2
-            below = self.kinds[head.line - 1] in ("direction", "heading")
+            below = head.line > 0 and self.kinds[head.line - 1] in ("direction", "heading")
             if head.name in names and (named or odd[head.line] <= 2 + head.known):
                 begun.append(head)
             elif head.name in names:

@@ -177,6 +177,26 @@ def test_french_asides_after_a_comma(aside):
     assert convert(text).text == one_form([*speeches, ("HARPAGON", "Où est le puits ?")])
 
 
+def test_what_begins_with_a_name_and_a_comma_is_said_by_another():
+    said = "I say.\nAnna, je te défends de le dire à personne: jamais."
+    speeches = [*SPEECHES, ("BEN", said), *SPEECHES]
+    titled = [(name.title(), words) for name, words in speeches]
+    assert convert(typed(titled)).speeches == titled
+
+
+@pytest.mark.parametrize("group", ["All", "Old men", "Both"])
+def test_who_speaks_once_in_the_one_form_without_empty_lines_is_heard(group):
+    words = ["All is well.", "Both of them, all night.", "The old men sleep. Why?", "When?"]
+    titled = [(name.title(), said) for name, said in dialogue("ANNA", "BEN", "OLD MAN", said=words)]
+    speeches = [*titled, (group, "Long live the king!"), *titled]
+    assert convert(typed(speeches, "{}:\n")).speeches == speeches
+
+
+def test_a_name_and_a_word_in_capitals_are_not_one_name():
+    speeches = [*SPEECHES, ("ANNA", "I. You. We."), *SPEECHES, ("BEN", "O. Well."), *SPEECHES]
+    assert convert(typed(speeches, "{}. ")).speeches == speeches
+
+
 DIRECTIONS = [
     "(Exit.)",
     "[Enter BEN,\nrunning.]",
