@@ -17,14 +17,14 @@ from drama.training.dataset import Corpus, load_data
 from drama.training.machine import Machine
 from drama.training.run import Run
 from model import GPT, GPTConfig
-from tools import app, plot
+from tools import app, evaluate, plot
 from tools.bench import __main__ as bench
 from tools.export import __main__ as export
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {
     "prepare.py": prepare, "train_drama.py": train_drama, "sample.py": sample,
-    "app.py": app, "bench.py": bench, "export.py": export, "plot.py": plot,
+    "app.py": app, "bench.py": bench, "evaluate.py": evaluate, "export.py": export, "plot.py": plot,
 }  # fmt: skip
 CPU = Machine(torch.device("cpu"), torch.float32)
 
