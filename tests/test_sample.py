@@ -295,7 +295,7 @@ def test_help_says_what_each_setting_is_for(call, folder):
 def test_a_terminal_shows_what_a_file_would_hold(trained, newlines, call, flag):
     """Half a name, and what was written after the last turn, are held back."""
     newlines(0.3)
-    for seed in range(4):
+    for seed in range(2):
         argv = (flag, "--num_samples=1", "--max_new_tokens=47", f"--seed={seed}")
         status, out, err = call("sample.py", *argv)
         assert (status, err) == (0, "")

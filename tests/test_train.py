@@ -275,7 +275,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(call, corpu
 
 def test_a_killed_run_goes_on_to_the_unbroken_run_s_weights(train, corpus):
     settings = {**SMALL, **SHORT, "lr_decay_iters": 200, "save_minutes": 0, "log_interval": 1}
-    for wait in (0, 0.2, 0.5):
+    for wait in (0, 0.3):
         process = training(corpus, **{**settings, "max_iters": 1_000_000}, out_dir="killed")
         wait_for_a_save(process, after=saved_iteration())
         time.sleep(wait)
@@ -437,15 +437,12 @@ def close(a: dict, b: dict):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_train_as_one(train, corpus, processes):
-    process = torchrun(
-        corpus, processes, ROOT / "train_drama.py", gradient_accumulation_steps=2, out_dir="two"
-    )
+def test_several_processes_train_as_one(train, corpus):
+    process = torchrun(corpus, 2, ROOT / "train_drama.py", gradient_accumulation_steps=2, out_dir="two")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert [s[0] for s in STEP.findall(out)] == ["0", "10", "20"]  # printed once, by one of them
-    assert f"{processes} processes" in out
+    assert "2 processes" in out
     train(out_dir="one", dropout=0.0, dtype="float32", gradient_accumulation_steps=2)
     close(weights("one"), weights("two"))
     for a, b in zip(losses("one"), losses("two"), strict=True):
