@@ -63,7 +63,7 @@ class Settings:
             raise UserError(f"min_p={self.min_p} is not from 0 to 1")
         if self.order and (self.cast or self.turns):
             raise UserError("order says who speaks and how often: leave out cast and turns")
-        if self.out and Path(self.out).suffix not in KINDS:
+        if self.out and Path(self.out).suffix.lower() not in KINDS:
             raise UserError(f"out={self.out!r} ends in none of {', '.join(KINDS)}")
         if self.out and self.format != "text":
             raise UserError("out's ending says the format: leave out --format")
@@ -112,13 +112,15 @@ def sample(settings: Settings):
     strangers = [name for name in dict.fromkeys(names) if speakers and name not in speakers]
     if settings.out and not Path(settings.out).absolute().parent.is_dir():
         raise UserError(f"out={settings.out!r} is in a folder that does not exist")
+    if settings.out and settings.start != f"FILE:{settings.out}" and Path(settings.out).exists():
+        raise UserError(f"out={settings.out!r} is there already; give another name")
     device = find_device(settings.device)
     if changed:
         print(f"prompt adapted to the model's characters: {changed}", file=sys.stderr)
     if strangers:
         print(f"the training text has no speech by {', '.join(strangers)}", file=sys.stderr)
     pack(model.to(device), find_dtype(settings.dtype, device))
-    form = KINDS[Path(settings.out).suffix] if settings.out else settings.format
+    form = KINDS[Path(settings.out).suffix.lower()] if settings.out else settings.format
     terminal = sys.stdout and sys.stdout.isatty() and not settings.out
     live = bool(terminal and settings.num_samples == 1 and form == "text")
     texts = []

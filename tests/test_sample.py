@@ -165,6 +165,7 @@ def test_a_prompt_longer_than_the_context_is_continued(call, trained):
         (["--turns=-1"], "turns"),
         (["--start=latin.txt"], "--start=FILE:latin.txt reads it"),
         (["--order=LUCIO,ISABELLA", "--turns=2"], "leave out cast and turns"),
+        (["--out=latin.txt"], "is there already"),
         (["--out=scene.pdf"], "none of .txt, .fountain, .json"),
         (["--out=nowhere/scene.txt"], "a folder that does not exist"),
         (["--out=scene.txt", "--format=json"], "leave out --format"),

@@ -15,7 +15,7 @@ def cast_names(cast: str) -> list[str]:
     """The names in a list such as "LUCIO, ISABELLA" or "秀英，林黛". Raises UserError where none is named."""
     names = [name.strip() for name in re.split("[,，、]", cast) if name.strip()]
     if cast.strip() and not names:
-        raise UserError(f"cast={cast!r} names nobody")
+        raise UserError(f"{cast!r} names nobody")
     return names
 
 

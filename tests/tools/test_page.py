@@ -373,6 +373,35 @@ def test_an_unknown_character_is_named(address_of, opened):
     assert "leave" in page.text_content("#said")
 
 
+def test_what_is_refused_leaves_the_scene_and_enter_in_a_field_writes(address_of, opened, chatty):
+    page = opened(address_of(chatty, CHARS))
+    text = written(page, cast="LUCIO", start="", turns=2)
+    written(page, cast="Zoë", turns=2)
+    assert "ë" in page.text_content("#said") and page.evaluate("text") == text
+    page.click("#change")
+    page.fill("#edit", text + "ISABELLA:\nMine.\n")
+    page.click("#undo")  # the change alone
+    assert page.evaluate("text") == text and page.is_hidden("#edit")
+    fill(page, cast="ISABELLA")
+    page.press("#cast", "Enter")
+    page.wait_for_function(DONE)
+    assert page.evaluate("text").startswith("ISABELLA:\n")  # and the last speech was not written again
+    page.reload()
+    page.wait_for_function("!document.getElementById('write').disabled")
+    page.click("#undo")
+    assert page.evaluate("text") == text
+
+
+def test_a_scene_that_was_pasted_is_gone_on_with(address_of, opened, chatty):
+    page = opened(address_of(chatty, CHARS))
+    assert page.is_disabled("#continue")
+    page.click("#change")
+    page.fill("#edit", "LUCIO:\nI am…\n\n")
+    text = written(page, "continue", cast="ISABELLA", turns=1)
+    assert [name for name, _ in speeches(text)] == ["LUCIO", "ISABELLA"] and "I am...\n" in text
+    assert page.text_content("#said").startswith("Written. Punctuation")
+
+
 def test_marks_that_phones_set_are_written_as_the_model_knows_them(address_of, opened):
     page = opened(address_of(tiny_model(vocab_size=CHARS.vocab_size), CHARS))
     text = written(page, start="LUCIO:\nI am… no！")
