@@ -269,7 +269,8 @@ def test_a_missing_package_is_said_to_be_installed_with_pip(tmp_path, program):
     process = start(ROOT, *path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and not out and len(err.splitlines()) == 1
-    name = program if path[0] == program or program == "app.py" else Path(program).stem
+    is_folder = (ROOT / "tools" / Path(program).stem).is_dir()  # python -m tools.NAME runs its __main__.py
+    name = Path(program).stem if is_folder else program
     assert err.startswith(f"{name}: ") and package in err
     assert err.endswith("; run pip install -r requirements.txt\n")
 

@@ -42,7 +42,8 @@ class Settings:
     out_dir: FilePath = "model"  # the folder with ckpt.pt, or a model's file; several: a,b
     input: FilePath = ""  # a text to predict, as prepare.py's input names it; empty: the validation split
     encoding: str = "utf-8"  # of the text's files
-    layout: Layout = "auto"  # how plain text shows who speaks, as for prepare.py
+    layout: Layout = "auto"  # how plain text shows who speaks, as for prepare.py: colon, dot, dash, caps,
+    #                          indent, gap, quotes, brackets, markdown, fountain; keep: as it is
     windows: Literal["context", "plain"] = "context"  # of an input: context gives each character at least
     #                            half a context and reads all twice; plain cuts as validation losses are cut
     speakers: int = 12  # how many speakers to show, those with most to say

@@ -126,7 +126,7 @@ def test_the_card_s_own_lines_write(call, train, corpus, capfd):
     assert sorted(path.name for path in (corpus / "gguf").iterdir()) == ["README.md", "model.gguf"]
     lines = (corpus / "gguf" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     exec(lines, {})
-    assert capfd.readouterr().out.startswith("LUCIO:")
+    assert capfd.readouterr().out.startswith("ISABELLA:")  # who speaks most
 
 
 def test_a_model_of_no_class_leaves_no_file(tmp_path):
