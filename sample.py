@@ -98,8 +98,7 @@ def read_prompt(start: str) -> str:
 
 def sample(settings: Settings):
     """Print num_samples texts. Raises UserError for a missing model or a prompt it cannot read."""
-    path = Path(settings.out_dir)
-    path = path if path.suffix == ".pt" else path / "ckpt.pt"
+    path = checkpoint.model_file(settings.out_dir)
     if not path.exists():
         raise UserError(f"{path} is missing: train a model first, python train_drama.py config/laptop.py")
     prompt = read_prompt(settings.start)

@@ -64,6 +64,12 @@ def save(path: Path, state: dict):
     write_atomically(path, write)
 
 
+def model_file(out_dir: str) -> Path:
+    """The file of a model that is named by its folder, model/, or by itself, model/ckpt-1.pt."""
+    path = Path(out_dir)
+    return path if path.suffix == ".pt" else path / "ckpt.pt"
+
+
 def load(path: Path) -> dict:
     """The dictionary that `save` wrote, tensors on the CPU. Raises UserError for anything else."""
     path = Path(path)

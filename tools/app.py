@@ -131,11 +131,12 @@ class Models:
         model, tok, _ = self.get(job.model)
         start, _ = as_known(job.start, tok) if job.start else ("", "")
         cast = Cast(job.cast, tok, job.repeat, job.in_order) if job.cast else None
-        director = Director(tok, start or first_text(tok), 1, cast, job.turns)
+        prompt = start or first_text(tok)
+        director = Director(tok, prompt, 1, cast, job.turns)
         length = LONGEST_SPEECH * director.turns or job.length
         yield {"start": start}
-        ids = prompt_ids(tok, start or first_text(tok), model)
-        sent, shown_at = len(start or first_text(tok)), 0.0
+        ids = prompt_ids(tok, prompt, model)
+        sent, shown_at = len(prompt), 0.0
         with self.writing:
             for _ in stream(model, ids, length, job.sampling(), director):
                 if self.ended.is_set():

@@ -64,8 +64,8 @@ class Model:
     dataset: str
 
 
-def load(path: Path, machine: Machine) -> Model:
-    path = path if path.suffix == ".pt" else path / "ckpt.pt"
+def load(out_dir: str, machine: Machine) -> Model:
+    path = checkpoint.model_file(out_dir)
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)
     name = str(path.parent if path.name == "ckpt.pt" else path)
@@ -192,10 +192,10 @@ def evaluate(settings: Settings):
     """Print the losses. Raises UserError for what cannot be evaluated."""
     device = find_device(settings.device)
     machine = Machine(device, find_dtype(settings.dtype, device))
-    paths = [Path(name.strip()) for name in settings.out_dir.split(",") if name.strip()]
-    if not paths:
+    names = [name.strip() for name in settings.out_dir.split(",") if name.strip()]
+    if not names:
         raise UserError("out_dir names no model")
-    models = [load(path, machine) for path in paths]
+    models = [load(name, machine) for name in names]
     if settings.input:
         return table(settings, models, machine)
     for one in models:

@@ -22,7 +22,7 @@ PAIRS = [*(bytes([b]) for b in range(256)), b"LU", b"\n\n", b"\n\nI", b" day"]  
 def test_without_an_input_it_is_the_number_of_the_last_step_line(train, call):
     train(max_iters=20, eval_interval=20)
     status, out, err = call("evaluate.py")
-    model = load_model(checkpoint.Path("model"), CPU)
+    model = load_model("model", CPU)
     exact = loaded().evaluate_whole(model.model, model.model.config, CPU)
     assert (status, err) == (0, "")
     assert out.startswith(f"model: val loss {exact['val_loss']:.4f}, {exact['val_bits_per_char']:.4f} bits")
