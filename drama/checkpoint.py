@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from configurator import UserError, one_line
-from drama import tokenizer
+from drama import nanogpt, tokenizer
 from drama.disk import write_atomically
 from drama.safe_load import load_plain
 from model import GPT, GPTConfig
@@ -71,7 +71,10 @@ def model_file(out_dir: str) -> Path:
 
 
 def load(path: Path) -> dict:
-    """The dictionary that `save` wrote, tensors on the CPU. Raises UserError for anything else."""
+    """The dictionary that `save` wrote, tensors on the CPU; of nanoGPT's ckpt.pt, what ckpt.pt has here.
+
+    Raises UserError for anything else.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing; a training writes it")
@@ -80,8 +83,10 @@ def load(path: Path) -> dict:
         state = load_plain(path)
     except ValueError:
         raise refusal from None
+    if isinstance(state, dict) and "model_args" in state:
+        return nanogpt.converted(state, path)
     if not isinstance(state, dict) or "sha256" not in state:
-        raise UserError(f"{path} is not a checkpoint of this project (nanoGPT's cannot be read)")
+        raise UserError(f"{path} is not a checkpoint of this project, nor one of nanoGPT")
     version = state.get("format")
     if type(version) is not int or version != FORMAT:
         versions = f"format {one_line(version)[:20]}, here {FORMAT}"

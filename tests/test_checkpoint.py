@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, Bomb
 
 from configurator import UserError
 from drama import checkpoint
@@ -135,14 +135,6 @@ def test_a_changed_byte_never_gives_another_model(path, thorough, figures):
         else:  # a byte that means nothing, such as padding
             assert torch.equal(model.eval()(idx)[0], right) and tok.chars == TOK.chars
     figures(f"changed bytes: {len(places):,}, {refused} refused, the others make no difference")
-
-
-class Bomb:
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return open, (self.marker, "w")
 
 
 def test_loading_never_executes_what_a_file_says(path, tmp_path):

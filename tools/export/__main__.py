@@ -10,6 +10,7 @@ What was written is loaded and compared where the library for it is installed. E
 (safetensors and tokenizers; onnxscript and tokenizers; gguf), and says so.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,14 @@ def card(state: dict, model: GPT, tok, prompt: str, folder: Path, to: str) -> st
     """A model card: the data, the settings, the losses, how to use the folder, and a sample."""
     c, settings, origin = model.config, state["settings"], str(state["settings"].get("init_from", "auto"))
     sample = generate(model, prompt_ids(tok, prompt, model), 400, Sampling(temperature=0.8))
+    train_loss = state["train_loss"]
     values = dict(
         {**state, **vars(c)},
         library={"hf": "transformers", "onnx": "onnxruntime"}.get(to, to),
         dataset=settings.get("dataset", "a text"),
         origin=" from scratch" if origin in RANDOM else f", starting from {Path(origin).name}",
         millions=model.num_params() / 1e6,
+        beside="" if math.isnan(train_loss) else f" (training loss {train_loss:.4f})",
         shape=", ".join(f"{name} {value}" for name, value in vars(c).items()),
         settings=", ".join(f"{name} {settings[name]}" for name in settings if name not in PRIVATE),
         sample=tok.decode(sample[0].tolist()).strip("\n"),

@@ -1,0 +1,172 @@
+"""nanoGPT's checkpoints, through every door. With NANOGPT=../nanoGPT, nanoGPT itself is asked too."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SMALL, Bomb, flags, loaded, play, tiny_model
+
+from configurator import UserError
+from drama import checkpoint
+from drama.sampling.generation import Sampling, generate
+from drama.tokenizer import BPETokenizer
+
+OUT = Path("out/ckpt.pt")
+
+
+def theirs(model, compiled=False, masks=False, **changes) -> dict:
+    """What nanoGPT would have saved of a model."""
+    weights = {f"transformer.{name}".replace("blocks.", "h."): w for name, w in model.state_dict().items()}
+    if masks:
+        mask = torch.ones(1, 1, 32, 32).tril()
+        weights |= {f"transformer.h.{n}.attn.bias": mask for n in range(model.config.n_layer)}
+    weights["lm_head.weight"] = model.wte.weight.detach()
+    shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+    return {
+        "model": {"_orig_mod." * compiled + name: w for name, w in weights.items()},
+        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+        "model_args": {name: getattr(model.config, name) for name in shape},
+        "iter_num": 20,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"dataset": "drama", "out_dir": "out", "max_iters": 20, "init_from": "scratch"},
+        **changes,
+    }
+
+
+def save(state: dict):
+    OUT.parent.mkdir(exist_ok=True)
+    torch.save(state, OUT)
+
+
+def a_model(**changes):
+    """A model of as many characters as the small play has."""
+    return tiny_model(**{"vocab_size": loaded().tokenizer.vocab_size, "block_size": 32, **changes})
+
+
+def refusal() -> str:
+    with pytest.raises(UserError) as refused:
+        checkpoint.build_model(checkpoint.load(OUT), OUT)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("saved", [{}, dict(compiled=True), dict(masks=True)], ids=str)
+def test_its_checkpoint_predicts_what_its_model_does(corpus, bias, saved):
+    model = a_model(bias=bias)
+    save(theirs(model, **saved))
+    state = checkpoint.load(OUT)
+    same, tok = checkpoint.build_model(state, OUT)
+    ids = torch.from_numpy(tok.encode("LUCIO:\nThe king").astype("int64"))[None]
+    assert torch.equal(same.eval()(ids)[0], model(ids)[0])
+    assert tok.to_dict() == loaded().tokenizer.to_dict() and state["val_loss"] == 1.5
+    assert state["speakers"] == loaded().speakers
+
+
+def test_every_program_takes_it(corpus, call):
+    save(theirs(a_model()))
+    scene = ("--cast=LUCIO,ISABELLA", "--max_new_tokens=40", "--num_samples=1")
+    status, out, _ = call("sample.py", "--out_dir=out", *scene)
+    assert status == 0 and re.match(r"\n?(LUCIO|ISABELLA):", out)
+    status, out, _ = call("evaluate.py", "--out_dir=out")
+    assert status == 0 and out.startswith("out: val loss ")
+    for to, name in (("html", "drama.html"), ("gguf", "model.gguf"), ("hf", "model.safetensors")):
+        status, out, err = call("export.py", "out", f"--to={to}")
+        assert (status, err) == (0, "") and Path(to, name).is_file()
+    assert "nan" not in Path("hf/README.md").read_text("utf-8")
+    short = dict(SMALL, block_size=16, max_iters=1, lr_decay_iters=1, eval_interval=1)
+    status, out, _ = call("train_drama.py", "--init_from=out", *flags(**short))
+    assert status == 0 and "starting from out" in out
+
+
+def test_a_vocabulary_of_gpt_2_is_gpt_2_s_own_without_the_rows_for_nothing(corpus, monkeypatch):
+    """The vocabulary itself would have to be fetched; this one is as large."""
+    pairs = [bytes([a, b]) for a in range(256) for b in range(256)][: 50_256 - 256]
+    tok = BPETokenizer([*(bytes([b]) for b in range(256)), *pairs], ("<|endoftext|>",))
+    monkeypatch.setattr(BPETokenizer, "gpt2", lambda: tok)
+    padded = a_model(vocab_size=50_304)
+    save(theirs(padded, config={"dataset": "openwebtext"}))
+    model, trained = checkpoint.build_model(checkpoint.load(OUT), OUT)
+    ids = torch.from_numpy(trained.encode("LUCIO:").astype("int64"))[None]
+    assert trained.vocab_size == model.config.vocab_size == 50_257
+    torch.testing.assert_close(model.eval()(ids)[0], padded(ids)[0][..., :50_257])
+
+
+def test_without_its_text_it_says_how_to_prepare_it(corpus):
+    save(theirs(a_model(), config={"dataset": "/home/me/nanoGPT/data/plays"}))
+    assert "python prepare.py --input=ITS_TEXT --layout=keep --dataset=plays" in refusal()
+    save(theirs(a_model(), config={"dataset": "shakespeare_char"}))
+    assert "python prepare.py --source=tinyshakespeare --dataset=shakespeare_char" in refusal()
+    save(theirs(a_model(vocab_size=9)))
+    assert f"data/drama has {loaded().tokenizer.vocab_size} characters and {OUT} 9" in refusal()
+
+
+def test_what_is_not_whole_is_refused(corpus):
+    state = theirs(a_model())
+    for name in state:
+        if name != "optimizer":
+            save({key: value for key, value in state.items() if key != name})
+            refusal()
+    for changes in (
+        dict(model_args={**state["model_args"], "n_layer": 9}), dict(model_args={}), dict(model_args=[1]),
+        dict(model={}), dict(model={**state["model"], "lm_head.weight": torch.zeros(3, 3)}),
+        dict(model={**state["model"], "lm_head.weight": 5}), dict(best_val_loss="low"), dict(config=5),
+        dict(model={**state["model"], "transformer.wte.weight": "x"}), dict(config={"dataset": 5}),
+        dict(model_args={**state["model_args"], "vocab_size": "many"}),
+    ):  # fmt: skip
+        save({**state, **changes})
+        refusal()
+
+
+def test_nothing_in_it_or_beside_its_data_is_executed(corpus):
+    state = theirs(a_model())
+    save({**state, "config": {**state["config"], "x": Bomb(corpus / "ran")}})
+    refusal()
+    (corpus / "data/drama/meta.pkl").write_bytes(pickle.dumps(Bomb(corpus / "ran")))
+    save(state)
+    checkpoint.load(OUT)
+    assert not (corpus / "ran").exists()
+
+
+ASK = """
+import pickle, sys, torch
+from model import GPT, GPTConfig
+state = torch.load("out/ckpt.pt", weights_only=True)
+model = GPT(GPTConfig(**state["model_args"])).eval()
+model.load_state_dict(state["model"])
+stoi = pickle.load(open("data/drama/meta.pkl", "rb"))["stoi"]
+ids = torch.tensor([[stoi[c] for c in "LUCIO:"]])
+torch.save((ids, model(ids)[0], model.generate(ids, 26, top_k=1)), "answer.pt")
+"""
+THEIR_RUN = (
+    "config/train_shakespeare_char.py", "--dataset=drama", "--out_dir=out", "--device=cpu",
+    "--compile=False", "--dtype=float32", "--eval_iters=2", "--eval_interval=100", "--max_iters=100",
+    "--learning_rate=0.01",
+    "--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8",
+)  # fmt: skip
+
+
+@pytest.mark.skipif("NANOGPT" not in os.environ, reason="NANOGPT names no checkout of nanoGPT")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_checkpoint_that_nanogpt_trained_predicts_and_writes_what_nanogpt_does(corpus, bias):
+    for name in ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py"):
+        copy = corpus / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(Path(os.environ["NANOGPT"], name).read_bytes())
+    tok = loaded().tokenizer
+    meta = dict(vocab_size=tok.vocab_size, stoi={c: n for n, c in enumerate(tok.chars)})
+    (corpus / "data/drama/meta.pkl").write_bytes(pickle.dumps(meta))
+    for command in (("train.py", *THEIR_RUN, f"--bias={bias}"), ("-c", ASK)):
+        subprocess.run([sys.executable, *command], cwd=corpus, check=True, capture_output=True)
+    ids, logits, written = torch.load("answer.pt")
+    model, tok = checkpoint.build_model(checkpoint.load(OUT), OUT)
+    model.eval()
+    assert torch.equal(ids, torch.from_numpy(tok.encode("LUCIO:").astype("int64"))[None])
+    torch.testing.assert_close(model(ids)[0], logits, atol=1e-4, rtol=0)
+    assert generate(model, ids, written.size(1) - ids.size(1), Sampling(temperature=0)).equal(written)
+    assert sorted(set(play())) == list(tok.chars)
