@@ -13,10 +13,7 @@ from drama.disk import read_json
 from drama.tokenizer import BPETokenizer
 
 GPT2_TOKENS = 50_257
-GPT2_VOCABULARIES = (
-    GPT2_TOKENS,
-    50_304,
-)  # the second: with rows for nothing
+GPT2_VOCABULARIES = (GPT2_TOKENS, 50_304)  # the second has rows for nothing
 
 
 def converted(state: dict, path: Path) -> dict:
@@ -30,9 +27,7 @@ def converted(state: dict, path: Path) -> dict:
         best, iteration = float(state["best_val_loss"]), int(state["iter_num"])
         vocab_size, dataset = int(shape["vocab_size"]), Path(settings["dataset"]).name
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise UserError(
-            f"{path} is no checkpoint of this project, nor a whole one of nanoGPT"
-        ) from None
+        raise UserError(f"{path} is no checkpoint of this project, nor a whole one of nanoGPT") from None
     tokenizer, speakers = vocabulary(vocab_size, dataset, path)
     if vocab_size in GPT2_VOCABULARIES:
         shape["vocab_size"], weights["wte.weight"] = GPT2_TOKENS, weights["wte.weight"][:GPT2_TOKENS]

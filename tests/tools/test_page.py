@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import threading
 
 import pytest
@@ -26,6 +27,8 @@ KINDS = {
     "byte pairs": (PAIRS, dict(n_ensemble=2)),
 }  # fmt: skip
 SPEAKERS = ("LUCIO", "ISABELLA", "First Lord")
+PARTS = (ROOT / "tools" / "page.html", ROOT / "tools" / "export" / "network.js")
+REST = sum(len(part.read_bytes()) for part in PARTS) + 3000  # of a page, without its weights
 
 
 @pytest.fixture
@@ -162,13 +165,27 @@ def test_the_program_behind_its_page_writes_the_greedy_text_too(served, opened):
     assert text == CHARS.decode(ids[0].tolist())
 
 
+@pytest.mark.parametrize("kind", ["gpt2 with biases", "ensemble"])
+def test_as_int8_each_row_of_a_matrix_is_bytes_and_a_scale(exported, opened, folder, kind):
+    tok, shape = KINDS[kind]
+    gpt = tiny_model(vocab_size=tok.vocab_size, n_embd=64, **shape)
+    gpt.blocks[0].mlp.c_fc.weight.data[3] = 0  # a row without a scale
+    page = opened(exported(gpt, tok, "--dtype=int8"))
+    size = (folder / "html" / "drama.html").stat().st_size
+    for p in gpt.parameters():
+        if p.dim() == 2:
+            scales = p.data.abs().amax(1, keepdim=True) / 127
+            p.data = torch.where(scales > 0, (p.data / scales).round() * scales, 0.0)
+    ids = generate(gpt, prompt_ids(tok, "LUCIO:\nI am", gpt), 100, Sampling(temperature=0))
+    assert written(page, start="LUCIO:\nI am", temperature=0, length=100) == tok.decode(ids[0].tolist())
+    assert size < 4 / 3 * 1.2 * sum(p.numel() for p in gpt.parameters()) + REST
+
+
 def test_float16_is_a_quarter_smaller_in_base64_than_float32_and_writes(exported, opened, folder):
     gpt = tiny_model(vocab_size=CHARS.vocab_size, n_embd=64)
     page = opened(exported(gpt, CHARS))
     numbers = sum(p.numel() for p in gpt.parameters())
-    parts = (ROOT / "tools" / "page.html", ROOT / "tools" / "export" / "network.js")
-    rest = sum(len(part.read_bytes()) for part in parts) + 3000
-    assert (folder / "html" / "drama.html").stat().st_size < numbers * 2 * 4 / 3 + rest
+    assert (folder / "html" / "drama.html").stat().st_size < numbers * 2 * 4 / 3 + REST
     assert len(written(page, start="LUCIO:")) == len("LUCIO:") + 600
     assert page.text_content("#said") == "Written."
 
@@ -313,7 +330,7 @@ def test_stop_is_heard_while_a_long_prompt_is_read(exported, opened):
     page = opened(exported(tiny_model(vocab_size=CHARS.vocab_size, block_size=400), CHARS))
     header = dict(json.loads(page.text_content("#header")), kind="char")
     ran = page.evaluate(
-        """async (header) => {  // the worker's code, in the page; its network counts and takes its time
+        """async ([header, bytes]) => {  // the worker's code, in the page, with a network that counts
             let said = [], steps = 0, postMessage = (message) => said.push(message), onmessage;
             eval(document.getElementById("network").textContent + `;
                 Network.prototype.step = function (token, last) {
@@ -323,7 +340,7 @@ def test_stop_is_heard_while_a_long_prompt_is_read(exported, opened):
                     return this.logits;
                 };
                 globalThis.hear = (data) => onmessage({data});`);
-            hear({header, bytes: new Uint8Array(Object.values(header.sizes).reduce((a, b) => a + b) * 2)});
+            hear({header, bytes: new Uint8Array(bytes)});
             const job = {cast: [], turns: 0, length: 1, temperature: 0, top_p: 1, seed: 1};
             hear({...job, job: 1, start: "L".repeat(400)});
             while (!said.some((message) => message.reading)) await new Promise((done) => setTimeout(done, 1));
@@ -332,7 +349,7 @@ def test_stop_is_heard_while_a_long_prompt_is_read(exported, opened):
             while (!said.some((message) => message.done)) await new Promise((done) => setTimeout(done, 1));
             return {steps, done: said.filter((message) => message.done).map((message) => message.job)};
         }""",
-        header,
+        [header, 2 * sum(math.prod(shape) for shape in header["shapes"].values())],
     )
     assert ran["steps"] < 400 and ran["done"] == [2]
 

@@ -38,11 +38,14 @@ class Settings:
 
     to: Literal["hf", "onnx", "gguf", "html"] = "hf"  # hf, Hugging Face's format; onnx; gguf, llama.cpp's,
     #                    for arch=gpt2 alone; or html, one page that writes in any browser
-    dtype: Literal["auto", "float32", "float16"] = "auto"  # of gguf and html; auto: float32, of html float16
+    dtype: Literal["auto", "float32", "float16", "int8"] = "auto"  # of gguf and html; auto: float32, of html
+    #                    float16; int8, of html alone, is half of that and a little less exact
     out: FilePath = ""  # the folder to write, which must not be there yet; empty: named as the format is
 
     def __post_init__(self):
         check(self)
+        if self.dtype == "int8" and self.to != "html":
+            raise UserError(f"dtype='int8' is for html, not for {self.to}")
         if self.dtype != "auto" and self.to not in ("gguf", "html"):
             raise UserError(f"dtype={self.dtype!r} is for gguf and html; {self.to} is written in float32")
 

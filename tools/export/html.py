@@ -32,21 +32,36 @@ def describe(tok, speakers: list[str]) -> dict:
     return dict(speakers=speakers[:CHIPS], prompt=first_prompt(speakers, tok).strip("\n"))
 
 
+def as_bytes(weights: dict[str, torch.Tensor], dtype: str) -> bytes:
+    """All weights one after the other, for network.js.
+
+    As int8, a row of a matrix is bytes and a scale: the scales and what is no matrix come first, in float32.
+    """
+    if dtype != "int8":
+        return b"".join(value.to(getattr(torch, dtype)).numpy().tobytes() for value in weights.values())
+    floats, rows = [], []
+    for value in weights.values():
+        if value.dim() == 2:
+            scale = value.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+            rows.append((value / scale).round().to(torch.int8))
+            value = scale
+        floats.append(value)
+    return b"".join(part.numpy().tobytes() for part in floats + rows)
+
+
 def write_html(folder: Path, model: GPT, tok, speakers: list[str], dtype: str):
     """Write drama.html. Raises UserError where model.py computes another network than the page."""
     require_mirrored(model.config, "html")
-    number = torch.float32 if dtype == "float32" else torch.float16
-    weights = model.state_dict()
-    values = torch.cat([value.flatten() for value in weights.values()]).to(number)
+    dtype, weights = "float16" if dtype == "auto" else dtype, model.state_dict()
     header = dict(
         config=dataclasses.asdict(model.config),
-        dtype=str(number).removeprefix("torch."),
+        dtype=dtype,
         kind=tok.kind,
         tokens=[token.decode("latin-1") for token in tok.tokens],
-        sizes={name: value.numel() for name, value in weights.items()},
+        shapes={name: list(value.shape) for name, value in weights.items()},
         plain=PLAIN,
         **describe(tok, speakers),
     )
     network = (HERE / "network.js").read_text(encoding="utf-8")
-    whole = page(header, network, b64encode(values.numpy()).decode())
+    whole = page(header, network, b64encode(as_bytes(weights, dtype)).decode())
     (folder / "drama.html").write_text(whole, encoding="utf-8")

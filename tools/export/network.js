@@ -1,6 +1,18 @@
 // The network, in a worker, so that the page never waits for it. The same mathematics as model.py.
 
-function read(header, bytes) {  // {name: Float32Array}; of float16 each of its 65,536 values is made once
+function read(header, bytes) {  // {name: Float32Array}, in the order in which tools/export/html.py writes them
+  const shapes = Object.entries(header.shapes), count = (shape) => shape.reduce((a, b) => a * b, 1);
+  if (header.dtype === "int8") {
+    const before = (shape) => shape.length === 2 ? shape[0] : count(shape);  // its scales, or itself
+    let at = shapes.reduce((sum, [, shape]) => sum + before(shape), 0), row = 0;
+    const floats = new Float32Array(bytes.buffer, 0, at), whole = new Int8Array(bytes.buffer, 4 * at);
+    at = 0;
+    return Object.fromEntries(shapes.map(([name, shape]) => {
+      const scales = floats.subarray(row, row += before(shape));
+      if (shape.length !== 2) return [name, scales];
+      return [name, Float32Array.from({length: count(shape)}, (_, n) => whole[at++] * scales[Math.floor(n / shape[1])])];
+    }));
+  }
   const all = header.dtype === "float32" ? new Float32Array(bytes.buffer) : new Float32Array(bytes.length / 2);
   if (header.dtype === "float16") {
     const value = new Float32Array(65536), halves = new Uint16Array(bytes.buffer);
@@ -8,10 +20,10 @@ function read(header, bytes) {  // {name: Float32Array}; of float16 each of its 
       const sign = n & 0x8000 ? -1 : 1, exponent = (n >> 10) & 31, fraction = n & 1023;
       value[n] = sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
     }
-    for (let n = 0; n < halves.length; n++) all[n] = value[halves[n]];
+    for (let n = 0; n < halves.length; n++) all[n] = value[halves[n]];  // each of the 65,536 values is made once
   }
   let at = 0;
-  return Object.fromEntries(Object.entries(header.sizes).map(([name, size]) => [name, all.subarray(at, at += size)]));
+  return Object.fromEntries(shapes.map(([name, shape]) => [name, all.subarray(at, at += count(shape))]));
 }
 
 function product(w, x, y, bias) {  // y = w (y.length, x.length) times x; eight rows share each x[i] that is read
