@@ -140,7 +140,8 @@ def sample(settings: Settings):
 def write(settings: Settings, model, tok, prompt: str, cast, rows: range, live: bool) -> list[str]:
     """The texts of these numbers, each continuing the prompt; printed as they come where live."""
     director = Director(tok, prompt, len(rows), cast, settings.turns)
-    length, shown = LONGEST_SPEECH * director.turns or settings.max_new_tokens, 0
+    length = LONGEST_SPEECH * director.turns or settings.max_new_tokens
+    begin = shown = 0 if settings.start else len(prompt) - len(prompt.lstrip("\n"))
     ids = prompt_ids(tok, prompt, model).expand(len(rows), -1)
     for _ in stream(model, ids, length, settings.sampling(), director, first_row=rows.start):
         if live:
@@ -152,7 +153,7 @@ def write(settings: Settings, model, tok, prompt: str, cast, rows: range, live: 
     texts = [director.written(row) for row in range(len(rows))]
     if live:
         print(texts[0][shown:], end="")
-    return texts
+    return [text[begin:] for text in texts]
 
 
 def main():

@@ -95,10 +95,13 @@ def whole_words(chunks):
 
 
 def first_text(tok) -> str:
-    """What a text begins with when no prompt is given: a newline, or any character where that is unknown."""
+    """What stands before a text when no prompt is given.
+
+    The end of a speech, so that a speaker's name follows; any character where a newline is unknown.
+    """
     try:
         tok.encode("\n")
-        return "\n"
+        return "\n\n"
     except UnknownCharacters:
         return tok.decode([0])
 

@@ -309,7 +309,7 @@ async function write(job) {  // posts what is added to the text, until it is don
   };
   try {
     job.start = known(job.start);
-    const start = encode(job.start || (job.cast.length || !ids.has("\n") ? "" : "\n"));
+    const start = encode(job.start || (job.cast.length || !ids.has("\n") ? "" : "\n\n"));
     take(start.length ? start : [ids.get("\n") ?? 0]);
     const director = new Director(job), draw = random(job.seed), decoder = new TextDecoder();
     const limit = director.turns ? 1000 * director.turns : job.length;
