@@ -1,8 +1,10 @@
 """The README's way through the project, as a person walks it: in a fresh copy, from its own words."""
 
 import dataclasses
+import json
 import os
 import re
+import shlex
 import signal
 import time
 import typing
@@ -17,12 +19,11 @@ QUICK = dict(n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=4)
 QUICK = flags(**QUICK, max_iters=30, eval_interval=10, minutes=0)
 
 
-def readme_commands(name):
-    """The command lines of a README's code blocks, in order."""
+def readme_blocks(name):
+    """The code blocks of a README, each as its command lines, in order."""
     text = (ROOT / name).read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [block.replace("\\\n", " ").splitlines() for block in blocks]
 
 
 def run(place, *command, **kwargs):
@@ -31,17 +32,34 @@ def run(place, *command, **kwargs):
     return process.returncode, out, err
 
 
-def test_both_readmes_give_the_same_commands():
-    assert readme_commands("README.md") == readme_commands("README.zh-CN.md")
-    assert len(readme_commands("README.md")) > 5
+def test_both_readmes_give_the_same_commands_but_for_a_chinese_play():
+    english, chinese = readme_blocks("README.md"), readme_blocks("README.zh-CN.md")
+    assert [block for block in chinese if block not in english] == [chinese_play()]
+    assert [block for block in chinese if block in english] == english and len(english) > 5
+
+
+def chinese_play():
+    (block,) = (b for b in readme_blocks("README.zh-CN.md") if any("罗密欧" in line for line in b))
+    return block
+
+
+def test_the_chinese_readme_s_way_through_a_chinese_play(clone):
+    """Its own words, with a tiny model and few iterations."""
+    for line in chinese_play():
+        program, *argv = shlex.split(line)
+        status, out, err = run(clone, *argv, *(QUICK if "train_drama.py" in argv else ()))
+        assert (program, status) == ("python", 0) and re.fullmatch(UNENDED if "--cast" in line else "", err)
+        if "--cast" in line:
+            assert re.match(r"(罗密欧|朱丽叶)：\n", out)
+    assert json.dumps("朱丽叶") in (clone / "html/drama.html").read_text("utf-8")
 
 
 def test_the_first_command_of_the_readme_ends_in_dialogue(clone):
     """Its own words, with a tiny model and few iterations; the real corpus, fetched by the script."""
-    first, second = readme_commands("README.md")[:2]
-    install, training, sampling = first.split(" && ")
+    (*place, install, training, sampling), (testing,) = readme_blocks("README.md")[:2]
+    assert place == ["python3 -m venv .venv", "source .venv/bin/activate"]
     assert install == "pip install -r requirements.txt" and training.endswith("--minutes=10")
-    assert second == "pip install -r requirements-dev.txt && python -m pytest"
+    assert testing == "pip install -r requirements-dev.txt && python -m pytest"
     status, out, err = run(clone, *training.split()[1:], *QUICK)
     if "pip could not fetch" in err:
         pytest.skip(err)
