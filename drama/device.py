@@ -28,7 +28,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.empty(1, device=torch.device(name)).device  # "cuda" becomes "cuda:0"
     except (RuntimeError, AssertionError) as e:
-        why = one_line(e)[:150] or type(e).__name__
+        why = one_line(e).partition(". ")[0][:150] or type(e).__name__
         raise UserError(f"device={name!r} cannot be used here ({why}); try --device=auto") from None
     if device.type not in ("cuda", "mps", "cpu"):
         raise UserError(f"device={name!r} is none of cuda, mps, cpu")
