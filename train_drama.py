@@ -86,7 +86,8 @@ class Settings:
     log_interval: int = 10  # iterations between lines
     sample_interval: int = 0  # iterations between short samples, to see it learn to speak; 0: none
     tensorboard: bool = False  # write to out_dir/tensorboard as well; needs pip install tensorboard
-    wandb: bool = False  # write to wandb.ai as well; needs pip install wandb
+    wandb: bool = False  # write to wandb.ai as well; needs pip install wandb. The environment names the
+    #                      project and run: WANDB_PROJECT, WANDB_NAME; WANDB_MODE=offline sends nothing
     # Machine
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them, or cuda:1
     dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32

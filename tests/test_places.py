@@ -15,7 +15,7 @@ from drama.program import optional, run_program
 import pytest
 from helpers import ROOT, SHORT, SMALL, flags
 
-from configurator import UserError
+from configurator import UserError, help_text
 from drama.training.logs import require_packages
 from train_drama import Settings
 
@@ -85,18 +85,20 @@ def test_wandb_without_an_account_is_refused_before_anything_is_written(train, c
     require_packages(Settings(wandb=True))
 
 
-def test_wandb_s_project_is_the_person_s(train, monkeypatch):
+def test_wandb_s_project_and_run_are_named_by_the_person_s_environment(train, monkeypatch):
     wandb = pytest.importorskip("wandb")
-    projects, init = [], wandb.init
-    monkeypatch.setattr(
-        wandb, "init", lambda **kwargs: (projects.append(kwargs["project"]), init(**kwargs))[1]
-    )
+    runs, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: (runs.append(init(**kwargs)), runs[-1])[1])
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(out_dir="a", wandb=True, max_iters=0)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_NAME", "first")
+    wandb.teardown()  # it reads its environment once
     train(out_dir="b", wandb=True, max_iters=0)
-    assert projects == ["drama", "mine"]
+    assert [run.project for run in runs] == ["drama", "mine"] and runs[1].settings.run_name == "first"
+    shown = help_text(Settings)
+    assert all(name in shown for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_MODE"))
 
 
 def test_a_training_runs_in_a_thread_and_leaves_the_signals_alone(train):
