@@ -42,13 +42,13 @@ def configure(cls, argv: list[str]):
             if not word.endswith(".py"):
                 raise UserError(f"{word} is not a config file, NAME.py; a setting is written --name=value")
             for name, value in read_config(word, fields).items():
-                check_name(name, fields, f"{word} sets")
+                check_name(name, fields, f"{word}: ")
                 from_files[name] = convert(name, value, fields[name])
             continue
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             raise UserError(f"{word}: settings start with two dashes, as in --seed=1")
-        check_name(name, fields, "there is no")
+        check_name(name, fields)
         if not equals:
             value = next(words, None)
             if value is None or value.startswith("--"):
@@ -77,11 +77,30 @@ def check(settings, at_least: dict[str, float] | None = None):
 DASHES = tuple("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212")  # the first is a keyboard's
 
 
-def check_name(name: str, fields: dict, prefix: str):
-    if name not in fields:
-        near = difflib.get_close_matches(name, fields, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else "--help lists them all"
-        raise UserError(f"{prefix} setting {name!r}; {hint}")
+NANOGPT = {  # settings of nanoGPT that a program here lacks, and what to do; docs/nanogpt.md has the others
+    "eval_only": "python -m tools.evaluate",
+    "always_save_checkpoint": "leave it out; ckpt.pt is the best model, last.pt the latest state",
+    "wandb_log": "--wandb=true, or leave it out",
+    "wandb_project": "the environment variable WANDB_PROJECT",
+    "wandb_run_name": "the environment variable WANDB_NAME",
+    "decay_lr": "for a constant rate, min_lr equal to learning_rate and warmup_iters=0",
+    "backend": "leave it out; it is NCCL for GPUs, Gloo for CPUs",
+    "init_from": "out_dir names the model; to train one from GPT-2, config/finetune_gpt2.py",
+    "compile": "leave it out; only training is compiled",
+}
+
+
+def check_name(name: str, fields: dict, prefix: str = ""):
+    """Raise UserError for a name that is no field's; prefix says which config file sets it."""
+    if name in fields:
+        return
+    if name in NANOGPT:
+        others = " (docs/nanogpt.md has its other settings)" * bool(prefix)
+        raise UserError(f"{prefix}{name} is nanoGPT's; here: {NANOGPT[name]}{others}")
+    near = [field for field in fields if field.startswith(name) and len(name) > 2]
+    near += difflib.get_close_matches(name, fields, 1, 0.71)  # at 0.7, vocab_size would be block_size
+    hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+    raise UserError(f"{prefix}there is no setting {name!r}; {hint}")
 
 
 def read_config(path: str, fields: dict) -> dict:

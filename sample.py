@@ -100,7 +100,9 @@ def sample(settings: Settings):
     """Print num_samples texts. Raises UserError for a missing model or a prompt it cannot read."""
     path = checkpoint.model_file(settings.out_dir)
     if not path.exists():
-        raise UserError(f"{path} is missing: train a model first, python train_drama.py config/laptop.py")
+        out_dir = f" --out_dir={path.parent}" * (path.parent != Path(Settings.out_dir))
+        command = f"python train_drama.py config/laptop.py{out_dir}"
+        raise UserError(f"{path} is missing: train a model first, {command}")
     prompt = read_prompt(settings.start)
     state = checkpoint.load(path)
     model, tok = checkpoint.build_model(state, path)

@@ -338,7 +338,9 @@ def find_corpus(settings: Settings, machine: Machine) -> Corpus:
     name = settings.dataset
     if machine.local_rank == 0 and not is_prepared(name):
         if name != prepare.Settings.dataset:
-            command = f"python prepare.py --dataset={name} --input=PLAYS"
+            # the name that nanoGPT gives to the whole file
+            text = {"shakespeare_char": "--source=tinyshakespeare"}.get(name, "--input=PLAYS")
+            command = f"python prepare.py --dataset={name} {text}"
             raise UserError(f"data/{name} is not prepared; {command} does that (--help names other texts)")
         prepare.prepare(prepare.Settings())
     if machine.world > 1:

@@ -106,6 +106,18 @@ def test_a_wrong_setting_is_refused_in_one_line_that_helps(argv, words):
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name, near", [
+    ("batchsize", "batch_size"), ("n_layers", "n_layer"), ("max_iter", "max_iters"), ("num_heads", "n_head"),
+    ("warmup", "warmup_iters"), ("max_steps", "max_iters"), ("lr", None), ("epochs", None), ("foo", None),
+    ("vocab_size", None), ("steps", None), ("bs", None), ("wd", None), ("hidden_size", None),
+])  # fmt: skip
+def test_only_a_close_name_is_suggested_for_an_unknown_one(name, near):
+    with pytest.raises(UserError) as refused:
+        configure(train_drama.Settings, [f"--{name}=3"])
+    hint = f"did you mean {near}?" if near else "--help lists them all"
+    assert str(refused.value) == f"there is no setting {name!r}; {hint}"
+
+
 @pytest.mark.parametrize(
     "source, words",
     [

@@ -1,5 +1,9 @@
-"""nanoGPT's checkpoints, through every door. With NANOGPT=../nanoGPT, nanoGPT itself is asked too."""
+"""For whoever comes from nanoGPT: its checkpoints, through every door, and its settings.
 
+A checkout beside this project, or that NANOGPT names, is asked too.
+"""
+
+import dataclasses
 import os
 import pickle
 import re
@@ -9,14 +13,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, Bomb, flags, loaded, play, tiny_model
+from helpers import ROOT, SMALL, Bomb, flags, loaded, play, tiny_model
 
-from configurator import UserError
+import sample
+import train_drama
+from configurator import NANOGPT, UserError, configure
 from drama import checkpoint
 from drama.sampling.generation import Sampling, generate
 from drama.tokenizer import BPETokenizer
 
+CHECKOUT = Path(os.environ.get("NANOGPT", ROOT.parent / "nanoGPT"))  # where docs/speed.md clones it
+needs_checkout = pytest.mark.skipif(
+    not (CHECKOUT / "train.py").is_file(), reason="no nanoGPT that NANOGPT names, nor beside this project"
+)
 OUT = Path("out/ckpt.pt")
+
+# ---------------------------------------------------------------------------- its checkpoints
 
 
 def theirs(model, compiled=False, masks=False, **changes) -> dict:
@@ -151,13 +163,13 @@ THEIR_RUN = (
 )  # fmt: skip
 
 
-@pytest.mark.skipif("NANOGPT" not in os.environ, reason="NANOGPT names no checkout of nanoGPT")
+@needs_checkout
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_checkpoint_that_nanogpt_trained_predicts_and_writes_what_nanogpt_does(corpus, bias):
     for name in ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py"):
         copy = corpus / name
         copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(Path(os.environ["NANOGPT"], name).read_bytes())
+        copy.write_bytes((CHECKOUT / name).read_bytes())
     tok = loaded().tokenizer
     meta = dict(vocab_size=tok.vocab_size, stoi={c: n for n, c in enumerate(tok.chars)})
     (corpus / "data/drama/meta.pkl").write_bytes(pickle.dumps(meta))
@@ -170,3 +182,62 @@ def test_a_checkpoint_that_nanogpt_trained_predicts_and_writes_what_nanogpt_does
     torch.testing.assert_close(model(ids)[0], logits, atol=1e-4, rtol=0)
     assert generate(model, ids, written.size(1) - ids.size(1), Sampling(temperature=0)).equal(written)
     assert sorted(set(play())) == list(tok.chars)
+
+
+# ---------------------------------------------------------------------------- its settings
+
+PROGRAMS = {"train.py": train_drama, "sample.py": sample}
+
+
+def documented(program: str) -> set[str]:
+    """nanoGPT's settings in the page's table for one of its programs."""
+    text = (ROOT / "docs/nanogpt.md").read_text(encoding="utf-8")
+    table = text.split(f"## Settings of its {program}\n")[1].split("\n## ")[0]
+    return {name for names in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"\w+", names)}
+
+
+def settings_of(module) -> dict:
+    return {field.name: field.default for field in dataclasses.fields(module.Settings)}
+
+
+def test_a_setting_of_nanogpt_is_answered_with_its_line(call):
+    refused = "eval_only is nanoGPT's; here: python -m tools.evaluate\n"
+    assert call("train_drama.py", "--eval_only=True") == (2, "", f"train_drama.py: {refused}")
+    for program, module in PROGRAMS.items():
+        lacking = documented(program) - settings_of(module).keys()
+        assert lacking and lacking <= NANOGPT.keys()
+        for name in lacking:
+            with pytest.raises(UserError) as error:
+                configure(module.Settings, [f"--{name}=x"])
+            assert str(error.value) == f"{name} is nanoGPT's; here: {NANOGPT[name]}"
+    assert set.union(*map(documented, PROGRAMS)) >= NANOGPT.keys()
+
+
+def test_a_config_file_of_nanogpt_is_told_its_first_such_setting(folder):
+    Path("mini.py").write_text("out_dir = 'mini'\nbackend = 'gloo'\ndecay_lr = False\nn_layer = 6\n")
+    with pytest.raises(UserError) as error:
+        configure(train_drama.Settings, ["mini.py"])
+    assert str(error.value).startswith("mini.py: backend is nanoGPT's; here: leave it out;")
+    assert "docs/nanogpt.md" in str(error.value)
+
+
+def test_its_dataset_and_its_folder_are_told_what_to_run(call, folder):
+    status, _, err = call("train_drama.py", "--dataset=shakespeare_char")
+    assert status == 2 and "prepare.py --dataset=shakespeare_char --source=tinyshakespeare" in err
+    status, _, err = call("sample.py", "--out_dir=out-shakespeare-char")
+    assert status == 2 and err.endswith("config/laptop.py --out_dir=out-shakespeare-char\n")
+    assert call("sample.py")[2].endswith("config/laptop.py\n")
+
+
+@needs_checkout
+def test_the_page_has_every_setting_of_a_checkout_and_the_defaults_are_its_small_model_s():
+    for program in PROGRAMS:
+        settings = (CHECKOUT / program).read_text().split("exec(open")[0]
+        assert documented(program) == set(re.findall(r"^(\w+) = ", settings, re.M)) - {"config_keys"}
+    ours, others = settings_of(train_drama), {"out_dir", "dataset", "eval_iters"}
+    configs = {path.name: path.read_text() for path in (CHECKOUT / "config").glob("*.py")}
+    for text in configs.values():
+        assert set(re.findall(r"^(\w+) ?= ?", text, re.M)) <= documented("train.py")
+    small = dict(re.findall(r"^(\w+) = ([\d.e-]+)", configs["train_shakespeare_char.py"], re.M))
+    assert len(small) > 10
+    assert all(ours[name] == float(value) for name, value in small.items() if name not in others)
