@@ -54,6 +54,16 @@ def test_the_chinese_readme_s_way_through_a_chinese_play(clone):
     assert json.dumps("朱丽叶") in (clone / "html/drama.html").read_text("utf-8")
 
 
+def test_the_readme_s_python_predicts_and_writes(train):
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+    code, chinese = (re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in texts)
+    train(max_iters=2)
+    shown = "print(type(model).__name__, model.training, logits.shape == (1, 1, tok.vocab_size))"
+    status, out, err = run(".", "-c", code + shown, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (status, err) == (0, "") and code == chinese and out.startswith("LUCIO:\n")
+    assert out.endswith("\nGPT False True\n") and len(out) == len("LUCIO:\n\nGPT False True\n") + 200
+
+
 def test_the_first_command_of_the_readme_ends_in_dialogue(clone):
     """Its own words, with a tiny model and few iterations; the real corpus, fetched by the script."""
     (*place, install, training, sampling), (testing,) = readme_blocks("README.md")[:2]
