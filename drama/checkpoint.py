@@ -116,6 +116,12 @@ def model_state(model: GPT, tok, settings, speakers=()) -> dict:
     }
 
 
+def load_model(path: str | Path) -> tuple[GPT, object]:
+    """(model, tokenizer) of a checkpoint, ready to predict. Raises UserError where there is none."""
+    model, tok = build_model(load(path), path)
+    return model.eval(), tok
+
+
 class SkipInit(torch.overrides.TorchFunctionMode):
     """Skips the initialisation of modules: on meta tensors it would import torch._dynamo, for a second."""
 

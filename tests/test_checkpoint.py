@@ -49,7 +49,7 @@ def path(tmp_path):
 def refusal(path):
     """The one line with which loading a model from path is refused."""
     with pytest.raises(UserError) as refused:
-        checkpoint.build_model(checkpoint.load(path), path)
+        checkpoint.load_model(path)
     assert "\n" not in str(refused.value) and str(path) in str(refused.value)
     return str(refused.value)
 
@@ -128,7 +128,7 @@ def test_a_changed_byte_never_gives_another_model(path, thorough, figures):
         damaged[at] ^= int(torch.randint(1, 256, (1,), generator=draw))
         path.write_bytes(damaged)
         try:
-            model, tok = checkpoint.build_model(checkpoint.load(path), path)
+            model, tok = checkpoint.load_model(path)
         except UserError as e:
             assert "\n" not in str(e)
             refused += 1
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_an_earlier_version_without_speakers_is_loaded(path):
     older = state()
     del older["speakers"]
     checkpoint.save(path, older)
-    checkpoint.build_model(checkpoint.load(path), path)
+    checkpoint.load_model(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
@@ -341,7 +341,7 @@ def test_attributes_that_stand_in_for_a_dictionary_s_methods_do_no_harm(path, pa
     right["sha256"] = checkpoint.digest(right)
     torch.save(Disguised(right, **{name: 5}) if part == "state" else right, path)
     try:
-        model, _ = checkpoint.build_model(checkpoint.load(path), path)
+        model, _ = checkpoint.load_model(path)
     except UserError:
         return
     idx = torch.arange(8)[None]
@@ -354,7 +354,7 @@ def test_what_pytorch_notes_beside_the_weights_is_not_read(path, metadata):
     right = {**state(), "format": checkpoint.FORMAT}
     right["model"]._metadata = metadata
     torch.save({**right, "sha256": checkpoint.digest(right)}, path)
-    model, _ = checkpoint.build_model(checkpoint.load(path), path)
+    model, _ = checkpoint.load_model(path)
     idx = torch.arange(8)[None]
     assert torch.equal(model.eval()(idx)[0], a_model()(idx)[0])
 

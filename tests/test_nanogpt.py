@@ -62,7 +62,7 @@ def a_model(**changes):
 
 def refusal() -> str:
     with pytest.raises(UserError) as refused:
-        checkpoint.build_model(checkpoint.load(OUT), OUT)
+        checkpoint.load_model(OUT)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -103,7 +103,7 @@ def test_a_vocabulary_of_gpt_2_is_gpt_2_s_own_without_the_rows_for_nothing(corpu
     monkeypatch.setattr(BPETokenizer, "gpt2", lambda: tok)
     padded = a_model(vocab_size=50_304)
     save(theirs(padded, config={"dataset": "openwebtext"}))
-    model, trained = checkpoint.build_model(checkpoint.load(OUT), OUT)
+    model, trained = checkpoint.load_model(OUT)
     ids = torch.from_numpy(trained.encode("LUCIO:").astype("int64"))[None]
     assert trained.vocab_size == model.config.vocab_size == 50_257
     torch.testing.assert_close(model.eval()(ids)[0], padded(ids)[0][..., :50_257])
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_nanogpt_trained_predicts_and_writes_what_nanogpt_does
     for command in (("train.py", *THEIR_RUN, f"--bias={bias}"), ("-c", ASK)):
         subprocess.run([sys.executable, *command], cwd=corpus, check=True, capture_output=True)
     ids, logits, written = torch.load("answer.pt")
-    model, tok = checkpoint.build_model(checkpoint.load(OUT), OUT)
+    model, tok = checkpoint.load_model(OUT)
     model.eval()
     assert torch.equal(ids, torch.from_numpy(tok.encode("LUCIO:").astype("int64"))[None])
     torch.testing.assert_close(model(ids)[0], logits, atol=1e-4, rtol=0)

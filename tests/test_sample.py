@@ -92,7 +92,7 @@ def test_temperature_zero_is_greedy(call, trained):
     out = call("sample.py", "--temperature=0", "--num_samples=2", "--max_new_tokens=40", "--dtype=float32")[1]
     a, b = texts(out)
     assert a == b
-    model, tok = checkpoint.build_model(checkpoint.load("model/ckpt.pt"), "model/ckpt.pt")
+    model, tok = checkpoint.load_model("model/ckpt.pt")
     ids = torch.from_numpy(tok.encode("\n\n").astype("int64"))[None]  # as after a speech, and not shown
     assert a == tok.decode(generate(model.eval(), ids, 40, Sampling(temperature=0))[0].tolist())[2:]
 

@@ -90,7 +90,7 @@ def test_texts_are_written_while_other_models_are_loaded(train):
     def write(rows: int):
         try:
             for _ in range(5):
-                model, _ = checkpoint.build_model(checkpoint.load("model/ckpt.pt"), "model/ckpt.pt")
+                model, _ = checkpoint.load_model("model/ckpt.pt")
                 pack(model.to(DEVICE), torch.float32)
                 texts.setdefault(rows, []).append(generate(model, start(rows), 100, Sampling(top_k=10)))
         except Exception as e:  # a thread's would be lost

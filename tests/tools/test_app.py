@@ -70,7 +70,7 @@ def text_of(server, **changes) -> str:
 
 def test_the_checkpoint_that_is_picked_writes(server, models):
     for name in ("ckpt.pt", "early/ckpt.pt"):
-        model, tok = checkpoint.build_model(checkpoint.load(models / name), models / name)
+        model, tok = checkpoint.load_model(models / name)
         ids = torch.tensor(tok.encode("LUCIO:").astype("int64"))[None]
         auto = find_dtype("auto", torch.device("cpu"))
         ids = generate(pack(model, auto), ids, 20, Sampling(temperature=0))

@@ -263,7 +263,7 @@ def test_a_large_validation_split_is_read_in_part_and_whole_at_the_end_of_a_run(
     said = f", on {100 * part * 32 / 3020:.1f}% of the validation split"
     assert [line.endswith(said) for line in steps] == [True, True, True, False]
     data = load_data("drama", 32, CPU)
-    model, _ = checkpoint.build_model(checkpoint.load("m/last.pt"), "m/last.pt")
+    model, _ = checkpoint.load_model("m/last.pt")
     settings = Settings(**SMALL, eval_iters=10**6)
     whole = data.evaluate(model, settings, training_machine("cpu", "auto"))
     assert "val_part" not in whole and f"step 21: val loss {whole['val_loss']:.4f}, " in steps[-1]

@@ -394,7 +394,7 @@ def test_speeds_are_of_the_iterations_alone_and_bits_of_characters(train, corpus
         out_dir="m", sample_interval=8, gradient_accumulation_steps=2, compile=True, save_minutes=0.1,
         report=Sampling(), now=lambda: clock[0], corpus=loaded(Slow, val_characters=6040),  # twice the tokens
     )  # fmt: skip
-    gpt, _ = checkpoint.build_model(checkpoint.load("m/ckpt.pt"), "m/ckpt.pt")
+    gpt, _ = checkpoint.load_model("m/ckpt.pt")
     tokens = 2 * 8 * 32
     for row in rows("m"):
         if row["loss"]:

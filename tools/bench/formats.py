@@ -29,7 +29,7 @@ from tools.export.loaded import nothing_read
 
 
 def writer_here(path: Path, folder: Path, dtype: torch.dtype):
-    gpt, _ = checkpoint.build_model(checkpoint.load(path), path)
+    gpt, _ = checkpoint.load_model(path)
     gpt, idx = pack(gpt, dtype), torch.zeros(1, 1, dtype=torch.long)
     return lambda n: generate(gpt, idx, n, Sampling(temperature=0))
 

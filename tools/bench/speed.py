@@ -45,7 +45,7 @@ def bench_train(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) 
 def decoding_seconds(path: Path, dtype: str, rows: int, graph: bool) -> float:
     """Seconds of decoding alone, CHARACTERS of each row, after some to warm up."""
     device = find_device("auto")
-    gpt, _ = checkpoint.build_model(checkpoint.load(path), path)
+    gpt, _ = checkpoint.load_model(path)
     pack(gpt.to(device), find_dtype(dtype, device))
     idx, sampling = torch.zeros(rows, 1, dtype=torch.long, device=device), Sampling(0.8, top_k=200)
     for characters in (50, CHARACTERS):
