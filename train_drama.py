@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from drama.program import Stop, is_out_of_memory, run_program
+from drama.program import Stop, going_without, is_out_of_memory, run_program
 
 import torch
 import torch.distributed as dist
 
 import prepare
-from configurator import FilePath, UserError, check, configure, one_line
+from configurator import FilePath, UserError, check, configure
 from drama.cuda_graph import CudaGraph
 from drama.device import Dtype, seed_at
 from drama.disk import lock
@@ -36,6 +36,7 @@ from drama.training.optimizer import learning_rate_at, set_learning_rate
 from drama.training.pretrained import require_source
 from drama.training.report import Report, Silent
 from drama.training.run import Run
+from drama.training.trial import require_close, try_accelerations
 from model import GPTConfig
 
 # ---------------------------------------------------------------------------- settings
@@ -176,34 +177,40 @@ def ready_to_train(run: Run, report: Report):
     where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
     model = run.model.train()
 
-    def try_out():
-        """A backward pass of a batch as training's are."""
+    def try_out() -> tuple[float, float]:
+        """A backward pass of a batch as training's are: its loss and the norm of its gradient."""
+        torch.manual_seed(run.settings.seed)
         x, y = next(run.corpus.batches(run.settings, run.iteration, run.machine))
         with run.machine.autocast():
-            model(x, y)[1].backward()
+            loss = model(x, y)[1]
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), math.inf)
         run.model.zero_grad(set_to_none=True)
+        return loss.item(), norm.item()
 
+    if run.machine.device.type == "cuda":
+        try_accelerations(run, report)
     if run.machine.world > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
         try_out()  # after which it settles in which order gradients are added, as in a run that goes on
     if worth_compiling(run, report):
         report.say("compiling the model (about a minute; --compile=false goes without)")
+        expected = try_out()
         try:
             for block in run.model.blocks:  # not the whole: so gradients are exchanged as they come
                 block.compile()
-            try_out()  # so that nothing is compiled again in training
+            # so that nothing is compiled again in training; dropout is drawn in another way
+            require_close(try_out(), expected, loss=0.05, norm=0.3)
         except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
-            if is_out_of_memory(e):
-                raise
-            reason = one_line(e)[:120] or type(e).__name__
-            report.say(f"torch.compile does not work here ({reason}); going on without")
+            report.say(going_without("torch.compile", e))
             for block in run.model.blocks:
                 block._compiled_call_impl = None
             run.model.zero_grad(set_to_none=True)
     step = functools.partial(train_step, model, run)
     if not run.settings.cuda_graph:
         return step
-    graph = CudaGraph(step, run.machine.device, warm_up=3)  # small models wait for their many launches
+    # small models wait for their many launches
+    graph = CudaGraph(step, run.machine.device, warm_up=3, say=report.say)
     return lambda batches: graph(torch.stack([torch.stack(xy) for xy in batches]))
 
 
@@ -212,9 +219,10 @@ def ready_to_train(run: Run, report: Report):
 
 def train_loop(run: Run, report: Report, stop: Stop):
     """Iterate to max_iters, or until stop is true in any process. Collective: every rank must call it."""
-    machine, clock, start = run.machine, run.clock, run.iteration
-    with clock.paused("compiling", machine):
+    clock, start = run.clock, run.iteration
+    with clock.paused("compiling", run.machine):
         step = ready_to_train(run, report)
+    machine = run.machine
     while not run.finished:
         settings = run.settings  # --minutes changes them once
         # ---- evaluation

@@ -1,11 +1,18 @@
 """CUDA graphs: what is computed again and again, recorded once and then replayed with one launch."""
 
 import contextlib
+import sys
 from threading import Lock
+
+from drama.program import going_without
 
 import torch
 
 capturing = Lock()  # CUDA allows one capture at a time
+
+
+def note(line: str):
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -27,11 +34,14 @@ class CudaGraph:
     A graph is one launch where the function's operators are hundreds. The function may read and change
     tensors of its own in place, but shapes and what it does must be the same each time, and nothing in it
     may read a GPU's value. Random numbers are drawn anew, from the seed set before each call. A call
-    overwrites the tensors that the one before returned. Elsewhere than on CUDA the function is just called.
+    overwrites the tensors that the one before returned. Elsewhere than on CUDA the function is just called;
+    so it is where it cannot be recorded, or where its first replay computes something else, and say is given
+    a line. That is looked at where `changes` names all tensors without which a call could be made again.
     """
 
-    def __init__(self, function, device: torch.device, warm_up: int = 1):
+    def __init__(self, function, device: torch.device, warm_up: int = 1, changes=None, say=note):
         self.function, self.device, self.warm_up = function, device, warm_up
+        self.changes, self.say, self.plain = changes, say, device.type != "cuda"
         self.inputs = self.graph = self.stream = None
 
     def __call__(self, *tensors):
@@ -39,7 +49,7 @@ class CudaGraph:
             self.inputs = [tensor.clone() for tensor in tensors]
         for held, tensor in zip(self.inputs, tensors, strict=True):
             held.copy_(tensor)
-        if self.device.type != "cuda":
+        if self.plain:
             return self.function(*self.inputs)
         if self.graph is None:
             with capturing, torch.cuda.device(self.device):
@@ -53,10 +63,34 @@ class CudaGraph:
         self.stream = self.stream or torch.cuda.Stream(self.device)
         self.warm_up -= 1
         with on(self.stream):
+            before = self.state()
             result = self.function(*self.inputs)
             if self.warm_up <= 0:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                    self.result = self.function(*self.inputs)  # recorded, not computed
-                self.graph = graph
+                try:
+                    self.record(before, result)
+                except Exception as e:  # of CUDA, or of a library that cannot be recorded
+                    self.say(going_without("a CUDA graph", e))
+                    self.plain, self.graph = True, None
         return result
+
+    def record(self, before, expected):
+        """Raises RuntimeError where the replay does not compute what was expected."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            self.result = self.function(*self.inputs)  # recorded, not computed
+        if self.changes is not None:
+            after = self.state()
+            self.restore(before)
+            graph.replay()
+            pairs = [(a, b) for a, b in zip(self.result, expected, strict=True) if a.is_floating_point()]
+            if not all(torch.allclose(a, b, rtol=0.02, atol=0.02) for a, b in pairs):
+                self.restore(after)
+                raise RuntimeError("its replay computes something else")
+        self.graph = graph
+
+    def state(self) -> list:
+        return [tensor.clone() for tensor in self.changes or ()]
+
+    def restore(self, values):
+        for tensor, value in zip(self.changes, values, strict=True):
+            tensor.copy_(value)

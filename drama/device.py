@@ -49,6 +49,15 @@ def check_kernels(device: torch.device):
         raise UserError(f"{gpu} fails its first sum ({one_line(e)[:80]}); {built}; {advice}") from None
 
 
+def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device's products in that format are right; what a card claims is not always so."""
+    a = torch.arange(256, device=device).view(16, 16)  # whole numbers that bfloat16's eight bits can hold
+    try:
+        return torch.equal((a.to(dtype) @ torch.eye(16, device=device, dtype=dtype)).long(), a)
+    except RuntimeError:
+        return False
+
+
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format of that name for matrix products; "auto" is the fastest that device has."""
     if name != "auto":
@@ -56,7 +65,8 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         with torch.cuda.device(device):
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if bf16 else torch.float16
+        formats = (torch.bfloat16,) * bf16 + (torch.float16,)
+        return next((dtype for dtype in formats if multiplies(device, dtype)), torch.float32)
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # true with AMX as well
         return torch.bfloat16
     return torch.float32

@@ -219,6 +219,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
+def going_without(what: str, error: Exception) -> str:
+    """A line for people: something fast fails, and its plain path is taken.
+
+    Raises the error itself where memory is short: the plain path would need as much or more.
+    """
+    if is_out_of_memory(error):
+        raise error
+    reason = one_line(error)[:120] or type(error).__name__
+    return f"{what} does not work here ({reason}); going on without"
+
+
 def where_to_look(error: BaseException) -> str:
     """For a bug: the innermost file of this project, where someone's edit may be at fault."""
     files = [Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__)]

@@ -102,6 +102,38 @@ def test_each_graph_has_a_stream_of_its_own_and_a_failed_one_leaves_the_current_
     assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
 
 
+def test_what_cannot_be_recorded_is_called_from_then_on_with_one_line(recorder, monkeypatch):
+    def refuses(graph, stream, capture_error_mode):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuses)
+    said = []
+    run = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA, say=said.append)
+    assert [run(torch.tensor([float(n)])).item() for n in (1, 2, 3)] == [1, 3, 6]
+    why = "operation not permitted when stream is capturing more"
+    assert said == [f"a CUDA graph does not work here ({why}); going on without"]
+    assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_replay_is_compared_once_where_a_call_can_be_made_again(recorder, wrong):
+    total, said = torch.zeros(1), []
+    add = recorder.adding_to(total)
+
+    def step(x):
+        result = add(x)
+        if wrong and recorder.recording:
+            recorder.graph.compute = lambda: result.fill_(99.0)
+        return (result,)
+
+    run = CudaGraph(step, CUDA, changes=(total,), say=said.append)
+    assert [run(torch.tensor([float(n)]))[0].item() for n in (1, 2, 3)] == [1, 3, 6]
+    assert (
+        said
+        == ["a CUDA graph does not work here (its replay computes something else); going on without"] * wrong
+    )
+
+
 def test_elsewhere_it_is_just_called_with_tensors_that_stay_in_place(recorder):
     seen = []
     run = CudaGraph(lambda x: seen.append(x.data_ptr()) or x + 1, torch.device("cpu"))

@@ -100,7 +100,7 @@ class GraphDecode:
             cache.length, cache.position, cache.mask = length, None, None
             return logits, pick(logits, u, sampling)
 
-        self.graph = CudaGraph(step, device)
+        self.graph = CudaGraph(step, device, changes=(cache.before,))
 
     def __call__(self, token, u):
         """Add token (B, 1) to the cache; returns the logits (B, V) after it and the token (B, 1) u picks.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from configurator import UserError
+from configurator import UserError, one_line
 from drama import checkpoint, tokenizer
 from drama.device import random_stream
 from drama.disk import finish_replacing, read_json
@@ -44,10 +44,14 @@ class Split:
     def __init__(self, file: BinaryIO, vocab_size: int, device: torch.device):
         self.file, self.vocab_size, self.device = file, vocab_size, device
         self.length = file.seek(0, os.SEEK_END) // 2
-        self.resident = None
-        if device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(device)[0] / 8:
-            tokens = np.concatenate(list(self.pieces())).astype(np.int32)  # torch knows uint16 in part only
-            self.resident = torch.from_numpy(tokens).to(device)
+        self.resident, self.pinned = None, device.type == "cuda"
+        try:
+            if device.type == "cuda" and 4 * len(self) < torch.cuda.mem_get_info(device)[0] / 8:
+                # torch knows uint16 in part only
+                tokens = np.concatenate(list(self.pieces())).astype(np.int32)
+                self.resident = torch.from_numpy(tokens).to(device)
+        except RuntimeError as e:  # a driver that cannot tell, or less memory than it tells
+            print(f"the text stays in its file, not on the GPU ({one_line(e)[:120]})", flush=True)
 
     def __len__(self) -> int:
         return self.length
@@ -93,9 +97,12 @@ class Split:
             for row, start in zip(tokens, starts.tolist(), strict=True):
                 self.read(start, row)
             tokens = torch.from_numpy(tokens.astype(np.int64))
-            if self.device.type == "cuda":
-                tokens = tokens.pin_memory()
-            tokens = tokens.to(self.device, non_blocking=self.device.type == "cuda")
+            try:
+                tokens = tokens.pin_memory() if self.pinned else tokens
+            except RuntimeError as e:
+                print(f"batches go to the GPU without pinned memory ({one_line(e)[:120]})", flush=True)
+                self.pinned = False
+            tokens = tokens.to(self.device, non_blocking=self.pinned)
         return tokens[:, :-1], tokens[:, 1:]
 
 

@@ -9,6 +9,8 @@ import time
 import uuid
 from dataclasses import dataclass
 
+from drama.program import going_without
+
 import torch
 import torch.distributed as dist
 
@@ -131,9 +133,36 @@ def training_machine(device: str, dtype: str) -> Machine:
     if world > 1 and not dist.is_initialized():
         store, _, _ = next(dist.rendezvous("env://"))
         store = store_of_this_start(store, rank, world)
-        backend, device_id = ("nccl", device) if cuda else ("gloo", None)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=device_id)
+        join(store, rank, world, device, ("nccl", "gloo") if cuda else ("gloo",))
     return Machine(device, find_dtype(dtype, device), rank, local_rank, world)
+
+
+def join(store: dist.Store, rank: int, world: int, device: torch.device, backends: tuple[str, ...]):
+    """Join the other processes by the first backend with which all can add up a number.
+
+    Raises what the last one raises.
+    """
+    for backend in backends:
+        own, error = dist.PrefixStore(backend, store), None
+        try:
+            kwargs = dict(device_id=device) if backend == "nccl" else {}
+            dist.init_process_group(backend, store=own, rank=rank, world_size=world, **kwargs)
+            one = torch.ones(1, device=device)
+            dist.all_reduce(one)
+            one.item()  # waits for it
+        except Exception as e:  # of NCCL, where GPUs cannot reach each other
+            error = e
+        if backend == backends[-1]:
+            if error:
+                raise error
+            return
+        own.set(f"works/{rank}", str(int(error is None)))
+        if all(own.get(f"works/{other}") == b"1" for other in range(world)):  # get waits for the others
+            return
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if error:
+            print(going_without(f"process {rank}: {backend}", error), flush=True)
 
 
 def store_of_this_start(store: dist.Store, rank: int, world: int) -> dist.Store:

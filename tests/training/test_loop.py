@@ -227,6 +227,7 @@ def test_compile_is_for_runs_on_cuda_that_are_long_enough_where_nothing_is_said(
     peak = run.flops / (0.4 * ms / 1000)
     monkeypatch.setattr(Machine, "peak_flops", lambda self: (peak, "a guess"))
     run.machine, report = Machine(torch.device(device), torch.float32), Quiet()
+    monkeypatch.setattr(train_drama, "try_accelerations", lambda *_: None)
     train_drama.ready_to_train(run, report)
     assert len(asked) == compiled * SMALL["n_layer"]  # each block by itself
     said = "compiling the model (about" if compiled else "too short to gain" if ms == 30 else ""
