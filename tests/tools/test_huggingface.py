@@ -371,7 +371,7 @@ def test_an_exported_tokenizer_refuses_what_the_model_does_not_know(folder):
 
 
 def test_a_card_writes_with_the_model_s_own_text(call, folder):
-    for chars, speakers, prompt in (("\n罗：:", ["罗"], "罗："), ("\nab", [], "\n"), ("ab", [], "a")):
+    for chars, speakers, prompt in (("\n罗：:", ["罗"], "罗："), ("\nab", [], "\n\n"), ("ab", [], "a")):
         tok = CharTokenizer(chars)
         state = checkpoint.model_state(GPT(GPTConfig(64, len(chars), **SHAPE)), tok, Settings(), speakers)
         checkpoint.save(folder / "ckpt.pt", {**state, "iteration": 5, "train_loss": 1.0, "val_loss": 2.0})

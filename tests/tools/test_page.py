@@ -181,6 +181,16 @@ def test_as_int8_each_row_of_a_matrix_is_bytes_and_a_scale(exported, opened, fol
     assert size < 4 / 3 * 1.2 * sum(p.numel() for p in gpt.parameters()) + REST
 
 
+def test_the_page_says_what_its_model_is(exported, opened):
+    page = opened(exported(tiny_model(vocab_size=CHARS.vocab_size), CHARS))
+    lines = page.locator("#about li").all_text_contents()
+    assert lines[0].startswith("trained on drama from scratch: 0.01M parameters")
+    assert "n_layer 2" in lines[1] and lines[2].startswith(
+        "validation loss 1.0000 nats per token at iteration 1"
+    )
+    assert "learning_rate 0.001" in lines[3] and "out_dir" not in lines[3]
+
+
 def test_float16_is_a_quarter_smaller_in_base64_than_float32_and_writes(exported, opened, folder):
     gpt = tiny_model(vocab_size=CHARS.vocab_size, n_embd=64)
     page = opened(exported(gpt, CHARS))

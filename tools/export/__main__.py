@@ -11,12 +11,13 @@ What was written is loaded and compared where the library for it is installed. E
 """
 
 import math
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from drama.program import run_program
+from drama.program import ROOT, run_program
 
 from configurator import FilePath, UserError, check, configure, split_files
 from drama import checkpoint
@@ -26,7 +27,7 @@ from drama.speech import first_prompt
 from drama.training.pretrained import RANDOM
 from model import GPT, PAST
 from tools.export.gguf import write_gguf
-from tools.export.html import write_html
+from tools.export.html import describe, write_html
 from tools.export.huggingface import max_length, write_hf
 from tools.export.loaded import check as check_loaded
 from tools.export.onnx import write_onnx
@@ -54,20 +55,40 @@ WRITERS = {"hf": write_hf, "onnx": write_onnx, "gguf": write_gguf, "html": write
 PRIVATE = {"out_dir", "init_from", "device", "tensorboard", "wandb"}  # settings that are about a computer
 
 
-def card(state: dict, model: GPT, tok, prompt: str, folder: Path, to: str) -> str:
-    """A model card: the data, the settings, the losses, how to use the folder, and a sample."""
+def commit() -> str:
+    """The commit that this project is at; empty where it is no checkout, or git is missing."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def about(state: dict, model: GPT) -> list[str]:
+    """What a model is, in a few lines: the data, the shape, the losses, the settings."""
     c, settings, origin = model.config, state["settings"], str(state["settings"].get("init_from", "auto"))
-    sample = generate(model, prompt_ids(tok, prompt, model), 400, Sampling(temperature=0.8))
-    train_loss = state["train_loss"]
+    start = " from scratch" if origin in RANDOM else f", starting from {Path(origin).name}"
+    size = f"{model.num_params() / 1e6:.2f}M parameters, a vocabulary of {c.vocab_size:,}"
+    loss = f"validation loss {state['val_loss']:.4f} nats per token at iteration {state['iteration']:,}"
+    if not math.isnan(state["train_loss"]):
+        loss += f" (training loss {state['train_loss']:.4f})"
+    return [
+        f"trained on {settings.get('dataset', 'a text')}{start}: {size}",
+        ", ".join(f"{name} {value}" for name, value in vars(c).items()),
+        loss,
+        "settings: " + ", ".join(f"{name} {settings[name]}" for name in settings if name not in PRIVATE),
+        *[f"exported at commit {name}" for name in filter(None, [commit()])],
+    ]
+
+
+def card(state: dict, model: GPT, tok, prompt: str, folder: Path, to: str) -> str:
+    """A model card: what it is, how to use the folder, and a sample."""
+    c, sampling = model.config, Sampling(temperature=0.8)
+    sample = generate(model, prompt_ids(tok, prompt, model), 400, sampling)
     values = dict(
-        {**state, **vars(c)},
+        vars(c),
         library={"hf": "transformers", "onnx": "onnxruntime"}.get(to, to),
-        dataset=settings.get("dataset", "a text"),
-        origin=" from scratch" if origin in RANDOM else f", starting from {Path(origin).name}",
-        millions=model.num_params() / 1e6,
-        beside="" if math.isnan(train_loss) else f" (training loss {train_loss:.4f})",
-        shape=", ".join(f"{name} {value}" for name, value in vars(c).items()),
-        settings=", ".join(f"{name} {settings[name]}" for name in settings if name not in PRIVATE),
+        about="".join(f"- {line}\n" for line in about(state, model)),
         sample=tok.decode(sample[0].tolist()).strip("\n"),
         prompt=prompt, out=folder.name, length=max_length(model), half=max(1, c.block_size // 2), past=PAST,
     )  # fmt: skip
@@ -94,10 +115,11 @@ def export(path: Path, settings: Settings):
     with working_folder(out.with_name(f".{out.name}.writing"), busy) as own:  # out is whole or absent
         folder = own / out.name
         folder.mkdir()
-        given = speakers if settings.to == "html" else prompt
+        shown = dict(describe(tok, speakers), about=about(state, model))
+        given = shown if settings.to == "html" else prompt
         WRITERS[settings.to](folder, model.eval(), tok, given, settings.dtype)
-        about = card(state, model, tok, prompt, folder, settings.to)
-        (folder / "README.md").write_text(about, encoding="utf-8")
+        text = card(state, model, tok, prompt, folder, settings.to)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         checked = check_loaded(folder, settings.to, model, tok, prompt)
         folder.rename(out)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")

@@ -49,8 +49,8 @@ def as_bytes(weights: dict[str, torch.Tensor], dtype: str) -> bytes:
     return b"".join(part.numpy().tobytes() for part in floats + rows)
 
 
-def write_html(folder: Path, model: GPT, tok, speakers: list[str], dtype: str):
-    """Write drama.html. Raises UserError where model.py computes another network than the page."""
+def write_html(folder: Path, model: GPT, tok, shown: dict, dtype: str):
+    """Write drama.html; shown: what `describe` says, and `about`, lines about the model. Raises UserError where model.py computes another network than the page."""
     require_mirrored(model.config, "html")
     dtype, weights = "float16" if dtype == "auto" else dtype, model.state_dict()
     header = dict(
@@ -60,7 +60,7 @@ def write_html(folder: Path, model: GPT, tok, speakers: list[str], dtype: str):
         tokens=[token.decode("latin-1") for token in tok.tokens],
         shapes={name: list(value.shape) for name, value in weights.items()},
         plain=PLAIN,
-        **describe(tok, speakers),
+        **shown,
     )
     network = (HERE / "network.js").read_text(encoding="utf-8")
     whole = page(header, network, b64encode(as_bytes(weights, dtype)).decode())
