@@ -50,7 +50,10 @@ def as_bytes(weights: dict[str, torch.Tensor], dtype: str) -> bytes:
 
 
 def write_html(folder: Path, model: GPT, tok, shown: dict, dtype: str):
-    """Write drama.html; shown: what `describe` says, and `about`, lines about the model. Raises UserError where model.py computes another network than the page."""
+    """Write drama.html; shown: what `describe` says, and `about`, lines about the model.
+
+    Raises UserError where model.py computes another network than the page.
+    """
     require_mirrored(model.config, "html")
     dtype, weights = "float16" if dtype == "auto" else dtype, model.state_dict()
     header = dict(
