@@ -11,7 +11,7 @@ from helpers import CPU, flags, loaded, play, tiny_model
 
 from drama import checkpoint
 from drama.tokenizer import BPETokenizer, CharTokenizer
-from tools.evaluate import by_speaker, nats
+from tools.evaluate import by_speaker, predict
 from tools.evaluate import load as load_model
 from train_drama import Settings
 
@@ -35,7 +35,7 @@ def test_without_an_input_it_is_the_number_of_the_last_step_line(train, call):
 @pytest.mark.parametrize("shape", [{}, dict(arch="modern"), dict(n_ensemble=2)])
 def test_each_token_is_predicted_from_half_a_context_or_all_there_is(n, shape):
     model, ids = tiny_model(**shape), np.random.default_rng(0).integers(11, size=n)
-    found, plain = nats(model, ids, CPU, "context"), nats(model, ids, CPU, "plain")
+    found, plain = (predict(model, ids, CPU, windows)[0] for windows in ("context", "plain"))
     block, begins = 16, []
     for i in range(1, n):  # what stands before token i in the first window that reaches it
         end = next(end for end in [*range(min(block, n - 1), n - 1, block // 2), n - 1] if end >= i)
@@ -52,7 +52,7 @@ def test_plain_windows_are_those_of_the_validation_loss(corpus):
     model = tiny_model(vocab_size=data.tokenizer.vocab_size, block_size=32)
     ids = data.val.read(0, np.empty(len(data.val), dtype="<u2"))
     exact = data.evaluate_whole(model, Settings(block_size=32), CPU)
-    assert nats(model, ids, CPU, "plain").mean() == pytest.approx(exact["val_loss"], abs=1e-6)
+    assert predict(model, ids, CPU, "plain")[0].mean() == pytest.approx(exact["val_loss"], abs=1e-6)
 
 
 class Even(torch.nn.Module):
