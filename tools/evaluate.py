@@ -11,7 +11,6 @@ Bits per character compare across tokenizers. The fewer, the better the model kn
 import itertools
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -247,8 +246,10 @@ def check_page(path: Path):
         raise UserError(f"html={str(path)!r} is in a folder that does not exist")
     if path.exists():
         raise UserError(f"html={str(path)!r} is there already; give another name")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise UserError(f"html={str(path)!r} is in a folder that cannot be written to")
+    try:  # now, since predicting a long text takes long
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as e:
+        raise UserError(f"html={str(path)!r} cannot be written there: {e.strerror}") from None
 
 
 def write_page(path: Path, texts: list[tuple[str, str]], models: list[Model], told: list, groups: list):

@@ -35,15 +35,18 @@ def test_without_an_input_it_is_the_number_of_the_last_step_line(train, call):
 @pytest.mark.parametrize("shape", [{}, dict(arch="modern"), dict(n_ensemble=2)])
 def test_each_token_is_predicted_from_half_a_context_or_all_there_is(n, shape):
     model, ids = tiny_model(**shape), np.random.default_rng(0).integers(11, size=n)
-    found, plain = (predict(model, ids, CPU, windows)[0] for windows in ("context", "plain"))
+    found, plain = (predict(model, ids, CPU, windows, 3) for windows in ("context", "plain"))
     block, begins = 16, []
     for i in range(1, n):  # what stands before token i in the first window that reaches it
         end = next(end for end in [*range(min(block, n - 1), n - 1, block // 2), n - 1] if end >= i)
         begins.append(max(0, end - block))
-        for losses, begin in ((found, begins[-1]), (plain, (i - 1) // block * block)):
+        for said, begin in ((found, begins[-1]), (plain, (i - 1) // block * block)):
             logits = model(torch.tensor(ids[begin:i])[None])[0][0, -1]
             expected = F.cross_entropy(logits, torch.tensor(ids[i]))
-            assert losses[i - 1] == pytest.approx(expected.item(), abs=1e-5)
+            top = logits.softmax(-1).topk(3)
+            assert said[0][i - 1] == pytest.approx(expected.item(), abs=1e-5)
+            assert said[1][i - 1] == pytest.approx(top.values.tolist(), abs=1e-5)
+            assert said[2][i - 1].tolist() == top.indices.tolist()
         assert i - begins[-1] >= min(i, block // 2)
 
 
@@ -117,8 +120,14 @@ def test_models_side_by_side_read_the_same_characters(call, models):
     (["--out_dir=nowhere"], "nowhere/ckpt.pt is missing"), (["--out_dir=,"], "names no model"),
     (["--input=none.txt"], "none.txt"), (["--input=other.txt"], "no character that the model knows"),
     (["--windows=odd"], "none of context, plain"), ([], "data/drama is not prepared"),
+    (["--html=page.html"], "name it with --input"), (["--html=true"], "does not end in .html"),
+    (["--input=other.txt", "--html=no/page.html"], "in a folder that does not exist"),
+    (["--input=other.txt", "--html=there.html"], "is there already"),
+    (["--input=other.txt", "--html=/proc/page.html"], "html='/proc/page.html'"),
 ])  # fmt: skip
 def test_a_wrong_request_gets_one_line(call, models, argv, words):
     (models / "other.txt").write_text("你好" * 10, encoding="utf-8")
+    (models / "there.html").write_text("mine")
     status, _, err = call("evaluate.py", *(["--out_dir=b"] if "out_dir" not in str(argv) else []), *argv)
     assert status == 2 and words in err and len(err.splitlines()) == 1
+    assert (models / "there.html").read_text() == "mine" and not (models / "page.html").exists()
