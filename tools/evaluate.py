@@ -52,7 +52,7 @@ class Settings:
     windows: Literal["context", "plain"] = "context"  # of an input: context gives each character at least
     #                            half a context and reads all twice; plain cuts as validation losses are cut
     speakers: int = 12  # how many speakers to show, those with most to say
-    html: FilePath = ""  # a page to write too, of an input: the text as the model sees it, and the speakers
+    html: FilePath = ""  # a page to write too: the input, each token shaded by its bits
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
     dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32 (exact)
 
@@ -274,7 +274,7 @@ def write_page(path: Path, texts: list[tuple[str, str]], models: list[Model], to
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     whole = template.replace("{{header}}", header, 1).encode("utf-8", "backslashreplace")  # odd file names
     write_atomically(path, lambda file: file.write(whole))
-    print(f"{path}: {len(whole) / 1e6:.1f} MB")
+    print(f"{path}: {len(whole):,} bytes")
 
 
 def evaluate(settings: Settings):
