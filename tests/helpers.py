@@ -17,8 +17,9 @@ from drama.training.dataset import Corpus, load_data
 from drama.training.machine import Machine
 from drama.training.run import Run
 from model import GPT, GPTConfig
-from tools import app, evaluate, plot
+from tools import app, plot
 from tools.bench import __main__ as bench
+from tools.evaluate import __main__ as evaluate
 from tools.export import __main__ as export
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ from helpers import CPU, flags, loaded, play, tiny_model
 
 from drama import checkpoint
 from drama.tokenizer import BPETokenizer, CharTokenizer
-from tools.evaluate import by_speaker, predict
-from tools.evaluate import load as load_model
+from tools.evaluate.__main__ import load as load_model
+from tools.evaluate.losses import by_speaker, predict
 from train_drama import Settings
 
 TEXT = "LUCIO:\nGood day.\nSpeak.\n\nISABELLA:\nNo:\nnever.\n\nLUCIO:\nWell!\n"

@@ -10,8 +10,9 @@ from helpers import CPU, flags, play, tiny_model
 
 from drama import checkpoint
 from drama.tokenizer import BPETokenizer, CharTokenizer
-from tools.evaluate import Row, columns, predict, write_page
-from tools.evaluate import load as load_model
+from tools.evaluate.__main__ import load as load_model
+from tools.evaluate.losses import Row, predict
+from tools.evaluate.page import columns, write_page
 from train_drama import Settings
 
 EVIL = "</script><script>document.title='evil'</script><img src=x onerror=alert(1)>{{header}} \"'&amp;\\"
