@@ -10,6 +10,7 @@ each play.
 """
 
 import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -231,4 +232,5 @@ def main():
 
 
 if __name__ == "__main__":
+    gc.disable()  # a text's lines are many objects and none is in a cycle: looking for cycles is slow
     run_program(main)

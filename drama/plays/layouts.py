@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from drama.plays.names import CAPITALS, ENDS, FIRST, MARKED, PARTICLES, TIME, Head, head_of, shape, shouted
-from drama.plays.unspoken import BLANKS, CLOSE, brackets, titled, unspoken, without
+from drama.plays.unspoken import BLANKS, CLOSE, OPENING, brackets, titled, unspoken, without
 
 Layout = Literal[
     "auto", "keep", "colon", "dot", "dash", "caps", "indent", "gap", "quotes", "brackets", "markdown",
@@ -44,7 +44,7 @@ class Play:
         return {name: (counts[name], said) for name, said in reversed(self.speeches)}
 
 
-ENDED = re.compile(r"[.!?…。！？:;：；—–\-\"'”’»›」』）)\]~*_]+$")
+ENDED = ".!?…。！？:;：；—–-\"'”’»›」』）)]~*_"
 BEGUN = re.compile(r"[^\s:：]{1,40}(?: [^\s:：]{1,20}){0,2}[:：](?=\s|$)")
 WEIGHTS = (1.5, 1, 1, 1, 1, 1, 1, 0.5)  # how odd each is where nine in ten are otherwise; see Reader.habits
 
@@ -57,9 +57,11 @@ class Reader:
             text = without(without(text, "/*", "*/"), "[[", "]]")
         if INVISIBLE.search(text):
             text = INVISIBLE.sub("", text)
-        self.raw = [line.rstrip(BLANKS) for line in text.split("\n")]
+        typed = text.split("\n")
+        self.raw = [line.rstrip(BLANKS) for line in typed]
         self.lines = [line.strip(BLANKS) for line in self.raw]
-        self.pauses = [fountain and len(line) > 1 and not line.strip() for line in text.split("\n")]
+        self.pauses = fountain and [len(line) > 1 and not line.strip() for line in typed]
+        self.indents = [*map(int.__sub__, map(len, self.raw), map(len, self.lines)), 0]
         self.spans = brackets(self.lines)
         self.kinds = unspoken(self.lines, self.spans)
         self.words, self.found, self.layouts = None, {}, ()
@@ -70,11 +72,12 @@ class Reader:
             self.next[i] = following
             following = i if self.lines[i] else following
 
-    def heads(self, layout: str) -> list[Head]:
+    def heads(self, layout: str) -> dict[int, Head]:
         """All lines that may begin a speech."""
         if layout in self.found:
             return self.found[layout]
-        found = self.found[layout] = []
+        found = self.found[layout] = {}
+        seen = {}  # what lines without brackets begin, wherever they stand
         first, alone = FIRST.get(layout), layout in ("caps", "indent", "fountain")
         for i, line in enumerate(self.lines):
             if self.kinds[i] is not None or (first and not first.search(line, 0, 400)):
@@ -85,45 +88,45 @@ class Reader:
                 continue  # most lines of speech, at once
             if layout == "fountain" and ((i and self.lines[i - 1]) or not self.lines[i + 1]):
                 continue
-            if layout == "indent" and (self.indent(i) or not self.indent(i + 1)):
+            if layout == "indent" and (self.indents[i] or not self.indents[i + 1]):
                 continue
-            head = head_of(self.lines, self.spans, i, layout)
-            if not head or not shape(head.name) or TIME.search(line, 0, head.at[1]):
-                continue  # a time is of a chat, or of a recording
-            if line.startswith(head.name + ",") and not shouted(head.name):
-                head = head._replace(known=True)  # Anna, aside: or a sentence's beginning
-            if not alone or layout == "indent" or shouted(head.name) or line[0] == "@":
-                found.append(head)
+            if line not in seen or OPENING.search(line):
+                head = head_of(self.lines, self.spans, i, layout)
+                if not head or not shape(head.name) or TIME.search(line, 0, head.at[1]):
+                    head = None  # a time is of a chat, or of a recording
+                elif line.startswith(head.name + ",") and not shouted(head.name):
+                    head = head._replace(known=True)  # Anna, aside: or a sentence's beginning
+                right = not alone or layout == "indent" or line[0] == "@"
+                seen[line] = head if head and (right or shouted(head.name)) else None
+            if seen[line]:
+                found[i] = seen[line]
         return found
 
-    def indent(self, i: int) -> int:
-        return len(self.raw[i]) - len(self.lines[i]) if i < len(self.raw) else 0
-
-    def habits(self, head: Head) -> tuple:
+    def habits(self, i: int, head: Head) -> tuple:
         """How the beginning of a speech is typed: None where that says nothing."""
-        i, j = head.line, head.at[0]
+        j = i + head.at[0]
         before = i - 1
         while before >= 0 and self.kinds[before] in ("direction", "heading"):
             before -= 1
         apart = before < i - 1 or not self.lines[before]
         text, close = self.lines[j][head.at[1] :], "close"
-        alone = None if self.lines[j][: head.at[1]].endswith(tuple(CLOSE)) else "on" if text else "alone"
+        alone = None if self.lines[j][head.at[1] - 1] in CLOSE else "on" if text else "alone"
         if not text:
             j += 1
             close = "close" if j < len(self.lines) and self.lines[j] else "far"
             while j < len(self.lines) and (not self.lines[j] or self.kinds[j]):
                 j += 1
             text = self.lines[j] if j < len(self.lines) else ""
-        letter = next(filter(str.isalpha, text[:20]), "A")
         word = next((word for word in head.name.split() if len(word) > 2), head.name)
+        letter = next(filter(str.isalpha, text[:20]), "A")
         return (
             "apart" if apart else "within",
-            None if apart else "ended" if ENDED.search(self.lines[before][-9:]) else "unended",
+            None if apart else "ended" if self.lines[before][-1] in ENDED else "unended",
             "lower" if letter.islower() else "upper",
             close,
             alone,
             None if head.mark == "(" else head.mark,
-            "in" if self.indent(i) else "out",
+            "in" if self.indents[i] else "out",
             "capitals" if shouted(word) else "mixed",
         )
 
@@ -136,33 +139,33 @@ class Reader:
             return True
         if self.words is None:
             self.words = Counter(re.findall(r"[^\W\d_]+", "\n".join(self.lines)))
-            names = " ".join(head.name for head in self.heads("colon"))
+            names = " ".join(head.name for head in self.heads("colon").values())
             self.words.subtract(re.findall(r"[^\W\d_]+", names))
             self.frequent = max(4, self.words.total() / 2_500)
         return all(self.words[word.lower()] >= self.frequent for word in re.findall(r"[^\W\d_]+", name))
 
-    def judged(self, layout: str, named: bool) -> tuple[list[Head], set[int], bool]:
+    def judged(self, layout: str, named: bool) -> tuple[dict[int, Head], set[int], bool]:
         """The lines that begin speeches in a layout, those that may or may not; whether after empty lines."""
-        counts = Counter(head.name for head in self.heads(layout))
-        heads = []
-        for head in self.heads(layout):
+        heads = dict(self.heads(layout))
+        counts = Counter(head.name for head in heads.values())
+        for i, head in heads.items():
             for other in head.shorter:
                 second = head.name[len(other.name) :].strip(" .")  # ANNA. BEN. We.
                 both = len(second) > 1 and counts[second] > 1
                 if counts[other.name] >= max(2, 3 * counts[head.name]) and not both:
-                    head = other
-            heads.append(head)
-        counts = Counter(head.name for head in heads if not head.known)
-        capitals = not named or any(counts[head.name] > 1 and shouted(head.name) for head in heads)
-        if layout in CAPITALS and capitals:
-            heads = [head for head in heads if shouted(head.name) or layout == "fountain"]
-        habits = {head.line: self.habits(head) for head in heads}
-        trusted = [h for h in heads if counts[h.name] > 1 and shape(h.name) == 2 and not h.known]
+                    heads[i] = head = other
+        counts = Counter(head.name for head in heads.values() if not head.known)
+        capitals = not named or any(n > 1 and shouted(name) for name, n in counts.items())
+        if layout in CAPITALS and capitals and layout != "fountain":
+            heads = {i: head for i, head in heads.items() if shouted(head.name)}
+        trusted = {name for name, n in counts.items() if n > 1 and shape(name) == 2}
+        trusted = [i for i, head in heads.items() if head.name in trusted and not head.known]
         if layout == "fountain" or not trusted:
             known = named or layout == "fountain"
-            return [head for head in heads if known and not head.known], set(), False
+            return {i: head for i, head in heads.items() if known and not head.known}, set(), False
+        habits = {i: self.habits(i, head) for i, head in heads.items()}
         usual = []  # what nine in ten of them share
-        for values in zip(*(habits[head.line] for head in trusted), strict=True):
+        for values in zip(*(habits[i] for i in trusted), strict=True):
             known = [value for value in values if value]
             value, n = Counter(known or [None]).most_common(1)[0]
             common = n > 0.9 * len(known) and value not in ("within", "unended", "mixed")
@@ -173,16 +176,17 @@ class Reader:
             values = zip(habits, usual, WEIGHTS, strict=True)
             return sum(weight for value, common, weight in values if common and value and value != common)
 
-        odd = {head.line: oddness(habits[head.line]) for head in heads}
+        odd = {i: oddness(habits[i]) for i in heads}
         by_name = defaultdict(list)
-        for head in heads:
-            by_name[head.name].append(odd[head.line])
+        for i, head in heads.items():
+            by_name[head.name].append(odd[i])
         alone = usual[4] == "alone"
         marked = usual[0] == "apart" or layout not in ("colon", "dot")
         if alone and not marked:  # whether few other lines end as names do
             others = sum(line[-1:] in (":", "：") and i not in habits for i, line in enumerate(self.lines))
             marked = others <= NEGLIGIBLE * len(trusted)
 
+        @functools.cache
         def sure(name: str) -> bool:
             return marked or (alone and " " not in name) or not self.ordinary(name)
 
@@ -191,34 +195,33 @@ class Reader:
             usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
             if usually and counts[name] > 1 and (not alone or counts[name] > 4 or sure(name)):
                 names.add(name)
-        begun, doubtful = [], set()
-        for head in heads:
+        begun, doubtful = {}, set()
+        for i, head in heads.items():
             strong = shape(head.name) == 2
-            below = head.line > 0 and self.kinds[head.line - 1] in ("direction", "heading")
-            if head.name in names and (named or odd[head.line] <= 2 + head.known):
-                begun.append(head)
+            below = i > 0 and self.kinds[i - 1] in ("direction", "heading")
+            if head.name in names and (named or odd[i] <= 2 + head.known):
+                begun[i] = head
             elif head.name in names:
-                doubtful.add(head.line)
+                doubtful.add(i)
             elif head.known or head.name[0].islower():
                 continue
-            elif (odd[head.line] < 1 if strong else odd[head.line] == 0) and (below or sure(head.name)):
-                begun.append(head)
-            elif odd[head.line] < 1.5 and strong and (habits[head.line][3], usual[3]) != ("far", "close"):
-                doubtful.add(head.line)
+            elif (odd[i] < 1 if strong else odd[i] == 0) and (below or sure(head.name)):
+                begun[i] = head
+            elif odd[i] < 1.5 and strong and (habits[i][3], usual[3]) != ("far", "close"):
+                doubtful.add(i)
         return begun, doubtful, usual[0] == "apart"
 
     def read(self, layout: str, named: bool = False) -> Play:
         """The text in a layout, whether or not it is in it."""
-        found, doubtful, apart = self.judged(layout, named)
-        heads = {head.line: head for head in found}
-        counts = Counter(head.name for head in found)
+        heads, doubtful, apart = self.judged(layout, named)
+        counts = Counter(head.name for head in heads.values())
         doubtful |= {i for i, kind in enumerate(self.kinds) if kind == "doubtful"}
-        alone = sum(head.at == (head.line, len(self.lines[head.line])) for head in found)
-        one = layout == "colon" and apart and alone > 0.8 * len(found)  # the one form
+        alone = sum(head.at == (0, len(self.lines[i])) for i, head in heads.items())
+        one = layout == "colon" and apart and alone > 0.8 * len(heads)  # the one form
         loose = {i + 1 for i, line in enumerate(self.lines[:-1]) if not line}
         loose = {i for i in loose if self.kinds[i] is None and i not in heads}  # no name begins them
-        bracketed = self.kinds.count("direction")
-        goes_on = not apart or one or named or layout in ("indent", "fountain") or len(loose) < bracketed
+        goes_on = not apart or one or named or layout in ("indent", "fountain")
+        goes_on = goes_on or len(loose) < self.kinds.count("direction")
         speeches, kinds = [], [kind and kind.replace("doubtful", "direction") for kind in self.kinds]
         speaking, i, column = False, 0, 0
         while i < len(self.lines):
@@ -231,8 +234,8 @@ class Reader:
             if head:
                 speaking = True
                 speeches.append((head.name, i, [], head.mark))
-                kinds[i : head.at[0] + 1] = ["name"] * (head.at[0] + 1 - i)
-                i, column = head.at
+                kinds[i : i + head.at[0] + 1] = ["name"] * (head.at[0] + 1)
+                i, column = i + head.at[0], head.at[1]
                 if column >= len(self.lines[i]):
                     i, column = i + 1, 0
                 continue
@@ -246,7 +249,7 @@ class Reader:
                 else:
                     speaking = False
             elif kind is None:
-                if not column and layout == "indent" and not self.indent(i):
+                if not column and layout == "indent" and not self.indents[i]:
                     speaking = False
                 stray = not self.capitals and not column and self.stray(i, heads, layout)
                 if lines and i in loose and not stray:
@@ -260,7 +263,7 @@ class Reader:
                 elif stray:
                     kinds[i] = "heading"
                     doubtful.discard(i)
-                    if lines and self.lines[i - 1] and not ENDED.search(self.lines[i - 1][-9:]):
+                    if lines and self.lines[i - 1] and self.lines[i - 1][-1] not in ENDED:
                         doubtful.add(i)  # the speech's last line may be shouted
                 else:
                     kinds[i] = "name" if column else "speech"
@@ -307,13 +310,13 @@ class Reader:
         for layout in self.layouts:
             if layout in (play.layout, "indent", "caps"):
                 continue
-            heads = [h for h in self.heads(layout) if play.kinds[h.line] != "name" and not h.known]
-            heads = [h for h in heads if shape(h.name) == 2 and (layout not in CAPITALS or shouted(h.name))]
-            heads = [h for h in heads if len(h.name) > 1 or layout == "dot"]  # Q. and A., but no "O — yes"
-            counts = Counter(head.name for head in heads)
-            back = [head.line for head in heads if counts[head.name] > 2]
-            if len({head.name for head in heads if counts[head.name] > 2}) > 1:
-                found.update(back)
+            heads = self.heads(layout).items()
+            heads = [(i, h.name) for i, h in heads if play.kinds[i] != "name" and not h.known]
+            back = {name for name, n in Counter(name for _, name in heads).items() if n > 2}
+            back = {name for name in back if len(name) > 1 or layout == "dot"}  # Q. and A., but no "O — yes"
+            back = {n for n in back if shape(n) == 2 and (layout not in CAPITALS or shouted(n))}
+            if len(back) > 1:
+                found.update(i for i, name in heads if name in back)
         return found
 
 
@@ -357,28 +360,25 @@ def refusal(reader: Reader, play: Play) -> str:
     often = sum(back.values())
     if len(back) < 2 or often < max(4, 0.7 * total) or 30 * total < reader.written:
         return NO_LAYOUT
-    turns = list(itertools.pairwise(name for name, _ in play.speeches))
-    after = defaultdict(Counter)
-    for a, b in turns:
-        after[a][b] += 1
-    after = [names for names in after.values() if names.total() > 2]
-    fixed = sum(max(names.values()) for names in after) > 0.95 * sum(names.total() for names in after)
+    turns, after = Counter(itertools.pairwise(name for name, _ in play.speeches)), defaultdict(list)
+    for (name, _), n in turns.items():
+        after[name].append(n)
+    after = [numbers for numbers in after.values() if sum(numbers) > 2]
+    fixed = sum(map(max, after)) > 0.95 * sum(map(sum, after))
     if sum(back[name] for name in back if FIELDS.match(name)) >= often / 2 or (
         fixed and sum(n > total / 10 for n in back.values()) > 2
     ):
         return "names come back, but as the fields of a form do"
-    ends = sum(bool(ENDED.search(said[-9:])) for _, said in play.speeches)
+    ends = sum(said[-1] in ENDED for _, said in play.speeches)
     asked = sum(bool(re.search("[?!？！¿¡;؟]", said)) for _, said in play.speeches)
-    again = sum(a == b for a, b in turns)
+    again = sum(n for (a, b), n in turns.items() if a == b)
     quoted = sum(said[0] in "\"“„«»‚'‘「『" and not said.startswith("'t") for _, said in play.speeches)
-    if play.layout == "quotes":
-        quoted = 0
     if (
         ends < 0.3 * total
         or ends + 2 * asked < 0.6 * total
         or asked < 0.03 * total
         or again > total / 2
-        or quoted > total / 2
+        or (quoted > total / 2 and play.layout != "quotes")
     ):
         return "names come back, but what follows them does not read as talk"
     play.doubtful |= reader.foreign(play)
@@ -392,18 +392,24 @@ def refusal(reader: Reader, play: Play) -> str:
 SCREEN = re.compile(r"(?m)^ {0,40}\.?(?:\d+[A-Z]? +)?(?:INT|EXT|EST|I/E)[./ ]")
 
 
-def likely(text: str) -> list[str]:
-    """Layouts in which two names come back, in pieces of a text: few are worth reading it whole."""
+def likely(text: str) -> tuple[list[str], list[str]]:
+    """Layouts in which two names come back, in pieces of a text; those to read it in, the likeliest first.
+
+    Of a long text those are the ones that a piece, read by itself, is in.
+    """
     places = range(0, len(text), max(PIECE, len(text) // 4))
-    pieces = [Reader(text[place : place + PIECE]) for place in places]
-    found = []
+    pieces, found = [Reader(text[place : place + PIECE]) for place in places], Counter()
     for layout in (*ENDS, *MARKED):
         for piece in pieces if layout != "fountain" else ():
-            counts = Counter(head.name for head in piece.heads(layout))
-            if sum(n > 1 for n in counts.values()) > 1:
-                found.append(layout)
-                break
-    return found
+            counts = Counter(head.name for head in piece.heads(layout).values())
+            back = [n for n in counts.values() if n > 1]
+            found[layout] += sum(back) * (len(back) > 1)
+    worth, layouts = [layout for layout, n in found.most_common() if n], [a for a in found if found[a]]
+    for piece in pieces:
+        piece.layouts = layouts
+    if len(text) > 2 * PIECE * len(pieces):
+        worth = [a for a in worth if not all(refusal(piece, piece.read(a)) for piece in pieces)] or worth[:1]
+    return layouts, worth
 
 
 def convert(text: str, layout: Layout = "auto") -> Play:
@@ -416,7 +422,9 @@ def convert(text: str, layout: Layout = "auto") -> Play:
         return Play(text)
     if layout != "auto":
         return Reader(text, layout == "fountain").read(layout, named=True)
-    layouts = likely(text)
+    if text.count("\n") > max(50_000, len(text) / 5):
+        return Play(text, reason="no play has lines as short as these")
+    layouts, worth = likely(text)
     if not layouts and not SCREEN.search(text):
         return Play(text, reason=NO_LAYOUT)
     reader = Reader(text)
@@ -426,17 +434,17 @@ def convert(text: str, layout: Layout = "auto") -> Play:
         play = screen.read("fountain")
         if not refusal(screen, play):
             return play
-    plays = [reader.read(name) for name in reader.layouts]
-    plays.sort(key=lambda play: -len(play.speeches))
-    for play in plays:
+    best = Play(text, reason=NO_LAYOUT)
+    for name in worth:
+        play = reader.read(name)
         play.reason = refusal(reader, play)
         if not play.reason:
             play.layout *= play.text != "\n".join(reader.raw)
             return play
-    best = min(plays, key=lambda play: play.reason == NO_LAYOUT, default=Play(text, reason=NO_LAYOUT))
-    for name in set(CAPITALS) & set(layouts):  # names in title case are taken where they are asked for
-        play = reader.read(name, named=True)
-        if best.reason == NO_LAYOUT and not refusal(reader, play):
+        best = play if best.reason == NO_LAYOUT else best
+    for name in CAPITALS:  # names in title case are taken where they are asked for
+        asked = best.reason == NO_LAYOUT and name in layouts
+        if asked and not refusal(reader, reader.read(name, named=True)):
             best.reason = f"names may be meant, though not in capitals: try --layout={name}"
     return Play(text, "", [], best.kinds, best.doubtful, best.reason)
 

@@ -74,12 +74,11 @@ def shape(name: str) -> int:
 
 
 class Head(NamedTuple):
-    """A line that may begin a speech, which goes on at `at`, (line, column)."""
+    """What a line that may begin a speech begins."""
 
-    line: int
     name: str
     mark: str  # what stands after the name
-    at: tuple[int, int]
+    at: tuple[int, int]  # where the speech goes on: (lines below, column)
     known: bool = False  # whether it is one only where the name is known from elsewhere
     shorter: tuple = ()  # other heads that the line may be, the longest name first
 
@@ -94,10 +93,10 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
         name = match["name"]
         if opened := OPENING.search(name, 1):
             name = name[: opened.start()]
-        at = i, match.end()
+        at = 0, match.end()
         if line[at[1] :].lstrip()[:1] in tuple(OPEN):
-            at = skip(lines, spans, at) or at
-        return Head(i, tidy(name), match["mark"], at)
+            at = skip(lines, spans, i, at[1])
+        return Head(tidy(name), match["mark"], at)
     if line[0] in "*_" or (line[-1] in ",，" and layout in ("caps", "indent", "fountain")):
         return None
     if line[0] in OPEN:  # (laughing) CLEO. Yes.
@@ -117,15 +116,15 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
         if not at:
             return None
         name, rest = before, lines[at[0]][at[1] :]
-        mark = re.match(r"\s*\^?$" if layout == "fountain" else ENDS[layout], rest[:8]) if rest else None
+        mark = ENDS[layout].match(rest[:8]) if rest else None
         if rest and not mark:
             if layout not in ("colon", "dot", "dash"):
                 return None
             known = True  # LIZA [rising] I am.
         if not rest and layout not in ("caps", "indent", "fountain"):
             known = True
-        at = at[0], at[1] + (mark.end() if mark else 0)
-        beside = Head(i, tidy(name), mark[0].strip() if mark else "(", at, known)
+        at = at[0] - i, at[1] + (mark.end() if mark else 0)
+        beside = Head(tidy(name), mark[0].strip() if mark else "(", at, known)
         if not end or opened.start() <= end.start():
             return beside
         known = start > 0
@@ -139,7 +138,7 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
             more = ENDS[layout].search(line, end.end(), limit) if layout == "dot" else None
             if shorter and not shape(tidy(name)):
                 break
-            shorter.append(Head(i, tidy(name), end[0].strip(), skip(lines, spans, (i, end.end())), known))
+            shorter.append(Head(tidy(name), end[0].strip(), skip(lines, spans, i, end.end()), known))
             word = line[end.end() : more.start()].strip() if more else ""
             if (
                 not word
@@ -151,23 +150,21 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
         first, *shorter = [beside, *shorter[::-1]] if beside else shorter[::-1]
         return first._replace(shorter=tuple(shorter))
     name = line[start : end.start()]
-    return Head(i, tidy(name), end[0].strip(BLANKS) or end[0][:1], skip(lines, spans, (i, end.end())), known)
+    return Head(tidy(name), end[0].strip(BLANKS) or end[0][:1], skip(lines, spans, i, end.end()), known)
 
 
-def skip(lines: list[str], spans: dict, at: tuple[int, int]) -> tuple[int, int]:
-    """Where the speech goes on, after brackets that follow a name."""
-    i, column = at
+def skip(lines: list[str], spans: dict, i: int, column: int) -> tuple[int, int]:
+    """Where the speech goes on, (lines below, column), after brackets that follow a name."""
     line = lines[i]
     while column < len(line) and line[column] in BLANKS:
         column += 1
-    if column < len(line) and line[column] in OPEN:
-        end = after_brackets(lines, spans, (i, column))
-        if end:
-            rest = lines[end[0]]
-            while end[1] < len(rest) and rest[end[1]] in BLANKS + ".:：,":
-                end = end[0], end[1] + 1
-            return end
-    return i, column
+    end = after_brackets(lines, spans, (i, column))
+    if not end:
+        return 0, column
+    below, column = end
+    while column < len(lines[below]) and lines[below][column] in BLANKS + ".:：,":
+        column += 1
+    return below - i, column
 
 
 def tidy(name: str) -> str:

@@ -22,7 +22,7 @@ PART = (
 HEADING = re.compile(
     rf"(?:the )?{PART}[ .:,]{{1,3}}(?:the )?(?:{NUMERAL}(?:$|\W+$|[.,:;—–-]+ ?\S| (?-i:[^\Wa-zà-ÿа-я]|[(\[]))"
     rf"|{ORDINAL}(?:\W*$|[.:—–-]+ ?\S))"
-    rf"|(?:the )?(?:{ORDINAL}|{NUMERAL})\.? {PART}(?:\W*$|[.:—–-]+ ?\S)"
+    rf"|(?:the )?(?=(?:[^ ]{{1,30}} ){{1,2}}{PART})(?:{ORDINAL}|{NUMERAL})\.? {PART}(?:\W*$|[.:—–-]+ ?\S)"
     r"|第.{1,5}[幕场場景回折出集章](?:$|\W)|[一二三四五六七八九十]+、?[场場幕]$"
     r"|\d+-\d+[ \u3000]+[日夜晨昏早晚]"
     r"|(?-i:(?:\d+[A-Z]? +)?(?:INT|EXT|EST|I/E)[./ ])"
@@ -114,7 +114,7 @@ def page_numbers(lines: list[str]) -> set[int]:
 def unspoken(lines: list[str], spans: dict) -> list[str | None]:
     """Of each line "direction", "heading", "doubtful", "" for an empty one, or None for any other."""
     kinds = [None if line else "" for line in lines]
-    pages = page_numbers(lines)
+    pages, licensed = page_numbers(lines), "GUTENBERG" in "\n".join(lines).upper()
     listed, shut = None, -1  # names of a cast list; the last line of an emphasised direction
     for i, line in enumerate(lines):
         before = kinds[i - 1] if i else ""
@@ -130,7 +130,7 @@ def unspoken(lines: list[str], spans: dict) -> list[str | None]:
                 kinds[i] = "direction" if line[0] in "[［" else "doubtful"
         elif len(line) < 3 and line.isascii() and listed is None:
             continue
-        elif match := LICENCE.search(line, 0, 200):
+        elif licensed and (match := LICENCE.search(line, 0, 200)):
             span = range(i, len(lines)) if match["end"] else range(i + 1)
             for k in span:
                 kinds[k] = "heading" if lines[k] else ""

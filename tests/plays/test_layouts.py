@@ -8,7 +8,7 @@ from helpers import ROOT, play
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drama.plays.layouts import Layout, convert
+from drama.plays.layouts import Layout, Reader, convert
 from drama.speech import fountain
 
 draw = random.Random(0)
@@ -431,6 +431,31 @@ def test_no_text_takes_long(piece):
     """Where a pattern looks back from every character, each of these takes minutes: a test that hangs."""
     for layout in ("auto", "fountain", "markdown", "colon"):
         convert("a" + piece * (400_000 // len(piece)) + "b\nINT. HOUSE\n", layout)
+
+
+def test_a_long_text_is_read_whole_in_few_layouts(monkeypatch):
+    """Each layout that is read costs as much as all else."""
+    read, lines = Reader.read, []
+
+    def counted(reader, *args, **kwargs):
+        lines.append(len(reader.lines))
+        return read(reader, *args, **kwargs)
+
+    monkeypatch.setattr(Reader, "read", counted)
+    forms = [heading for _, heading in LAYOUTS if heading.count("\n") < 2]
+    mixed = "".join(
+        draw.choice(forms).format(name) + said + "\n" for name, said in dialogue("ANNA", "BEN", n=20_000)
+    )
+    assert convert(mixed).reason and sum(lines) < 4 * mixed.count("\n")
+    lines.clear()
+    text = typed(dialogue("ANNA", "BEN", "CARL", n=20_000))
+    assert convert(text).layout == "colon" and sum(lines) < 2 * text.count("\n")
+
+
+def test_a_long_text_of_lines_too_short_for_speech_is_left_alone_unless_its_layout_is_named():
+    text = typed([(name, "x") for name, _ in dialogue("A", "B", "C", n=90_000)], "{}\n")
+    assert convert(text).text == text and "short" in convert(text).reason
+    assert len(convert(text, "caps").cast) == 3
 
 
 # ----------------------------------------------------------------------------- what prepare.py says
