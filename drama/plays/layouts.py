@@ -46,7 +46,7 @@ class Play:
 
 ENDED = ".!?…。！？:;：；—–-\"'”’»›」』）)]~*_"
 BEGUN = re.compile(r"[^\s:：]{1,40}(?: [^\s:：]{1,20}){0,2}[:：](?=\s|$)")
-WEIGHTS = (1.5, 1, 1, 1, 1, 1, 1, 0.5)  # how odd each is where nine in ten are otherwise; see Reader.habits
+GROUPS = re.compile("(?:all|both|omnes|alle|beide|tous|toutes|все|оба)$", re.I)  # common words, yet names
 
 
 class Reader:
@@ -166,14 +166,16 @@ class Reader:
         habits = {i: self.habits(i, head) for i, head in heads.items()}
         usual = []  # what nine in ten of them share
         for values in zip(*(habits[i] for i in trusted), strict=True):
-            known = [value for value in values if value]
+            known = list(filter(None, values))
             value, n = Counter(known or [None]).most_common(1)[0]
             common = n > 0.9 * len(known) and value not in ("within", "unended", "mixed")
             usual.append(value if common else None)
+        unended = 1 if layout in ("colon", "dash", "caps", "indent") else 0.9  # sentences have no such mark
+        weights = 1.5, unended, 1, 1, 1, 1, 1, 0.5  # how odd each is where nine in ten are otherwise
 
         @functools.cache
         def oddness(habits: tuple) -> float:
-            values = zip(habits, usual, WEIGHTS, strict=True)
+            values = zip(habits, usual, weights, strict=True)
             return sum(weight for value, common, weight in values if common and value and value != common)
 
         odd = {i: oddness(habits[i]) for i in heads}
@@ -188,7 +190,9 @@ class Reader:
 
         @functools.cache
         def sure(name: str) -> bool:
-            return marked or (alone and " " not in name) or not self.ordinary(name)
+            return (
+                marked or (alone and " " not in name) or bool(GROUPS.match(name)) or not self.ordinary(name)
+            )
 
         names = set()
         for name, odds in by_name.items():
@@ -218,8 +222,8 @@ class Reader:
         doubtful |= {i for i, kind in enumerate(self.kinds) if kind == "doubtful"}
         alone = sum(head.at == (0, len(self.lines[i])) for i, head in heads.items())
         one = layout == "colon" and apart and alone > 0.8 * len(heads)  # the one form
-        loose = {i + 1 for i, line in enumerate(self.lines[:-1]) if not line}
-        loose = {i for i in loose if self.kinds[i] is None and i not in heads}  # no name begins them
+        loose = [i for i in range(1, len(self.lines)) if not self.lines[i - 1] and i not in heads]
+        loose = {i for i in loose if self.kinds[i] is None}  # no name begins these paragraphs
         goes_on = not apart or one or named or layout in ("indent", "fountain")
         goes_on = goes_on or len(loose) < self.kinds.count("direction")
         speeches, kinds = [], [kind and kind.replace("doubtful", "direction") for kind in self.kinds]
@@ -244,10 +248,8 @@ class Reader:
             if kind == "heading":
                 speaking = False
             elif kind == "" and layout == "fountain" and lines:
-                if self.pauses[i]:
-                    lines.append("")
-                else:
-                    speaking = False
+                speaking = self.pauses[i]
+                lines.extend([""] * speaking)
             elif kind is None:
                 if not column and layout == "indent" and not self.indents[i]:
                     speaking = False
@@ -275,8 +277,8 @@ class Reader:
             while lines and not lines[-1]:
                 lines.pop()
             if lines:
-                wide = unicodedata.east_asian_width(name[0]) in "FW"
-                colon = "：" if "：" in mark or (wide and ":" not in mark) else ":"
+                wide = ":" not in mark and unicodedata.east_asian_width(name[0]) in "FW"
+                colon = "：" if "：" in mark or wide else ":"
                 said = plain("\n".join(lines), layout)
                 play.speeches.append((name, said))
                 parts.append(f"{name}{colon}\n{said}\n")
@@ -292,8 +294,8 @@ class Reader:
         for _ in range(4):  # several headings
             if following < len(self.lines) and following not in heads and titled(self.lines[following]):
                 following = self.next[following]
-        last = following == len(self.lines)
-        return last or following in heads or self.kinds[following] in ("heading", "direction")
+        ends = following == len(self.lines) or following in heads
+        return ends or self.kinds[following] in ("heading", "direction")
 
     def foreign(self, play: Play) -> set[int]:
         """Lines that are speech in the play's layout, but begin speeches in another one, or as names do."""
@@ -373,13 +375,8 @@ def refusal(reader: Reader, play: Play) -> str:
     asked = sum(bool(re.search("[?!？！¿¡;؟]", said)) for _, said in play.speeches)
     again = sum(n for (a, b), n in turns.items() if a == b)
     quoted = sum(said[0] in "\"“„«»‚'‘「『" and not said.startswith("'t") for _, said in play.speeches)
-    if (
-        ends < 0.3 * total
-        or ends + 2 * asked < 0.6 * total
-        or asked < 0.03 * total
-        or again > total / 2
-        or (quoted > total / 2 and play.layout != "quotes")
-    ):
+    untold = ends < 0.3 * total or ends + 2 * asked < 0.6 * total or asked < 0.03 * total
+    if untold or again > total / 2 or (quoted > total / 2 and play.layout != "quotes"):
         return "names come back, but what follows them does not read as talk"
     play.doubtful |= reader.foreign(play)
     if play.kinds.count("heading") + play.kinds.count("direction") > 0.7 * reader.written:
@@ -401,8 +398,7 @@ def likely(text: str) -> tuple[list[str], list[str]]:
     pieces, found = [Reader(text[place : place + PIECE]) for place in places], Counter()
     for layout in (*ENDS, *MARKED):
         for piece in pieces if layout != "fountain" else ():
-            counts = Counter(head.name for head in piece.heads(layout).values())
-            back = [n for n in counts.values() if n > 1]
+            back = [n for n in Counter(h.name for h in piece.heads(layout).values()).values() if n > 1]
             found[layout] += sum(back) * (len(back) > 1)
     worth, layouts = [layout for layout, n in found.most_common() if n], [a for a in found if found[a]]
     for piece in pieces:

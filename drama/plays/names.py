@@ -9,9 +9,7 @@ from drama.plays.unspoken import BLANKS, OPEN, OPENING, after_brackets
 from drama.speech import LONGEST_NAME
 
 FIRST = {"colon": ":|：", "dot": r"\.|\[|\(", "dash": "[—–-]", "gap": "[\t\u3000]|  ", "quotes": "[「『]"}
-FIRST = {layout: re.compile(mark) for layout, mark in FIRST.items()}  # what a line has to hold
-
-# What ends a name, searched for in a line's first characters
+# FIRST is what a line has to hold; ENDS what ends a name, searched for in a line's first characters
 ENDS = {
     "colon": r"\s*[:：](?!//)",  # ANNA: Where is the well?
     "dot": r"\.(?=\s|$)",  # ANNA. Where is the well?
@@ -22,7 +20,7 @@ ENDS = {
     "quotes": r"(?=[「『])",  # 太郎「井戸はどこ？」
     "fountain": r"\s*\^?\s*$",  # ANNA, her speech below
 }
-ENDS = {layout: re.compile(end) for layout, end in ENDS.items()}
+FIRST, ENDS = ({layout: re.compile(mark) for layout, mark in marks.items()} for marks in (FIRST, ENDS))
 MARKED = {
     "markdown": re.compile(
         r"[ >]*(?P<mark>\*\*|__|\*|_)(?P<name>[^*_\s][^*_]{0,100}?)[.:：]?(?P=mark)(?:\s*[.:：])?"

@@ -115,6 +115,7 @@ def unspoken(lines: list[str], spans: dict) -> list[str | None]:
     """Of each line "direction", "heading", "doubtful", "" for an empty one, or None for any other."""
     kinds = [None if line else "" for line in lines]
     pages, licensed = page_numbers(lines), "GUTENBERG" in "\n".join(lines).upper()
+    casts = sum(line[:1] in "Cc" and CAST.match(line) is not None for line in lines if line)
     listed, shut = None, -1  # names of a cast list; the last line of an emphasised direction
     for i, line in enumerate(lines):
         before = kinds[i - 1] if i else ""
@@ -136,9 +137,9 @@ def unspoken(lines: list[str], spans: dict) -> list[str | None]:
                 kinds[k] = "heading" if lines[k] else ""
         elif HEADING.match(line):
             kinds[i], listed = "heading", None
-        elif (match := CAST.match(line)) and before in ("", "heading"):
+        elif casts < 4 and before in ("", "heading") and (match := CAST.match(line)):
             kinds[i], listed = "heading", None if match["rest"] else set()
-        elif FRONT.match(line):
+        elif FRONT.match(line) and (casts < 4 or line[0] not in "Cc"):  # or Castruccio, for short
             kinds[i] = "heading"
         elif STAGED.match(line) and (before == "" or line[0] in "△▲"):
             kinds[i] = "direction"

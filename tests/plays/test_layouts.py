@@ -192,6 +192,26 @@ def test_who_speaks_once_in_the_one_form_without_empty_lines_is_heard(group):
     assert convert(typed(speeches, "{}:\n")).speeches == speeches
 
 
+@pytest.mark.parametrize("group", ["All", "Both"])
+def test_a_group_that_speaks_once_before_a_colon_is_heard_where_its_name_is_a_common_word(group):
+    words = ["We are all here, both of us.", "Are both well? Are all?", "All night. Both nights."]
+    titled = [(name.title(), said) for name, said in dialogue("ANNA", "BEN", "CARL", said=words)]
+    speeches = [*titled, (group, "Long live the king!"), *titled]
+    assert convert(typed(speeches)).speeches == speeches
+
+
+@pytest.mark.parametrize("heading", ["{}. ", "{}\t", "**{}** "])
+def test_who_speaks_once_is_heard_after_a_speech_that_is_broken_off(heading):
+    speeches = [*SPEECHES, ("ANNA", "But see,"), ("LOVEALL", "Convey him anywhere."), *SPEECHES]
+    assert convert(typed(speeches, heading)).speeches == speeches
+
+
+@pytest.mark.parametrize("heading", ["{}: ", "{}\n", "{}:\n"])
+def test_a_speaker_s_name_is_no_cast_list_where_it_comes_back(heading):
+    speeches = dialogue("CAST", "SCA", "VIR")
+    assert convert("Cast:\nCASTRUCCIO\n\n" + typed(speeches, heading, "\n")).speeches == speeches
+
+
 def test_a_name_and_a_word_in_capitals_are_not_one_name():
     speeches = [*SPEECHES, ("ANNA", "I. You. We."), *SPEECHES, ("BEN", "O. Well."), *SPEECHES]
     assert convert(typed(speeches, "{}. ")).speeches == speeches
