@@ -408,6 +408,9 @@ def likely(text: str) -> tuple[list[str], list[str]]:
     return layouts, worth
 
 
+MANY = 50_000  # lines: of fewer, short ones are soon read
+
+
 def convert(text: str, layout: Layout = "auto") -> Play:
     """A play's text, lines ended by \\n, in the one form.
 
@@ -418,7 +421,8 @@ def convert(text: str, layout: Layout = "auto") -> Play:
         return Play(text)
     if layout != "auto":
         return Reader(text, layout == "fountain").read(layout, named=True)
-    if text.count("\n") > max(50_000, len(text) / 5):
+    lines = text.count("\n")
+    if lines > MANY and len(text.encode("utf-8", "surrogatepass")) < 5 * lines:  # Chinese has three a letter
         return Play(text, reason="no play has lines as short as these")
     layouts, worth = likely(text)
     if not layouts and not SCREEN.search(text):

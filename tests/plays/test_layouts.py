@@ -516,3 +516,11 @@ def test_a_layout_that_a_text_is_not_in_is_refused(call, folder):
     (folder / "a.txt").write_text(one_form(SPEECHES) * 3)
     status, _, err = call("prepare.py", "--input=a.txt", "--dataset=mine", "--layout=markdown")
     assert status == 2 and "a.txt: no speech in the layout markdown; try another --layout" in err
+
+
+def test_many_lines_of_a_letter_or_two_are_no_play_but_chinese_ones_may_be(monkeypatch):
+    monkeypatch.setattr("drama.plays.layouts.MANY", 100)
+    assert "lines as short" in convert("A:\nx\n" * 60).reason
+    speeches = "罗：\n好。\n\n茱：\n不。\n\n罗：\n为何？\n\n茱：\n走！\n\n"
+    assert convert(speeches * 20).reason == convert(speeches * 5).reason
+    assert "lines as short" not in convert(speeches * 20).reason
