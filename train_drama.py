@@ -209,8 +209,12 @@ def ready_to_train(run: Run, report: Report):
     step = functools.partial(train_step, model, run)
     if not run.settings.cuda_graph:
         return step
-    # small models wait for their many launches
-    graph = CudaGraph(step, run.machine.device, warm_up=3, say=report.say)
+
+    def without(line: str):
+        run.model.zero_grad(set_to_none=True)  # of the recording that failed
+        report.say(line)
+
+    graph = CudaGraph(step, run.machine.device, warm_up=3, say=without)
     return lambda batches: graph(torch.stack([torch.stack(xy) for xy in batches]))
 
 

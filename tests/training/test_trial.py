@@ -117,6 +117,18 @@ def test_out_of_memory_stays_out_of_memory(tried, monkeypatch):
         tried()
 
 
+def test_too_little_memory_for_plain_code_alone_is_no_error(tried, monkeypatch):
+    right = CausalSelfAttention.attend_cpu
+
+    def attend(self, q, k, v):
+        if not torch.backends.cuda.flash_sdp_enabled():
+            raise RuntimeError("CUDA out of memory.")
+        return right(self, q, k, v)
+
+    monkeypatch.setattr(CausalSelfAttention, "attend_cpu", attend)
+    assert tried()[1] == ["too little memory to compare what is fast with plain code; going on"]
+
+
 def test_it_is_tried_on_cuda_before_anything_is_compiled(corpus, monkeypatch):
     tried = []
     monkeypatch.setattr(train_drama, "try_accelerations", lambda *args: tried.append(args))
