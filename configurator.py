@@ -41,7 +41,12 @@ def configure(cls, argv: list[str]):
         if not word.startswith("-"):
             if not word.endswith(".py"):
                 raise UserError(f"{word} is not a config file, NAME.py; a setting is written --name=value")
-            for name, value in read_config(word, fields).items():
+            read = read_config(word, fields)
+            theirs = [name for name in read if name in NANOGPT and name not in fields]
+            if len(theirs) > 1:
+                listed = ", ".join(theirs)
+                raise UserError(f"{word}: these are nanoGPT's, docs/nanogpt.md says what is here: {listed}")
+            for name, value in read.items():
                 check_name(name, fields, f"{word}: ")
                 from_files[name] = convert(name, value, fields[name])
             continue

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from drama.program import Stop, going_without, is_out_of_memory, run_program
+from drama.program import Stop, is_out_of_memory, run_program
 
 import torch
 import torch.distributed as dist
@@ -31,12 +31,12 @@ from drama.disk import lock
 from drama.training.clock import Clock
 from drama.training.dataset import Corpus, is_prepared, load_data
 from drama.training.logs import require_packages
-from drama.training.machine import Machine, others_may_be_gone, training_machine
+from drama.training.machine import Machine, others_may_be_gone, training_machine, uncompiled
 from drama.training.optimizer import learning_rate_at, set_learning_rate
 from drama.training.pretrained import require_source
 from drama.training.report import Report, Silent
 from drama.training.run import Run
-from drama.training.trial import require_close, try_accelerations
+from drama.training.trial import compile_blocks, loss_and_norm, try_accelerations
 from model import GPTConfig
 
 # ---------------------------------------------------------------------------- settings
@@ -167,45 +167,28 @@ def worth_compiling(run: Run, report: Report) -> bool:
         return bool(run.settings.compile)
     seconds = run.flops / (0.4 * run.machine.peak_flops()[0])  # of an iteration, as GPUs usually reach
     minutes = (run.settings.max_iters - run.iteration) * seconds / 60
-    if minutes < 3:
+    worth_it = run.machine.broadcast(minutes >= 3)
+    if not worth_it:
         report.say("not compiling the model: the run is too short to gain from it (--compile=true insists)")
-    return minutes >= 3
+    return worth_it
 
 
 def ready_to_train(run: Run, report: Report):
     """train_step as a function of batches: run.model is shared among processes, its blocks are compiled
     where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
     model = run.model.train()
-
-    def try_out() -> tuple[float, float]:
-        """A backward pass of a batch as training's are: its loss and the norm of its gradient."""
-        torch.manual_seed(run.settings.seed)
-        x, y = next(run.corpus.batches(run.settings, run.iteration, run.machine))
-        with run.machine.autocast():
-            loss = model(x, y)[1]
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), math.inf)
-        run.model.zero_grad(set_to_none=True)
-        return loss.item(), norm.item()
-
     if run.machine.device.type == "cuda":
         try_accelerations(run, report)
-    if run.machine.world > 1:
-        model = torch.nn.parallel.DistributedDataParallel(model)
-        try_out()  # after which it settles in which order gradients are added, as in a run that goes on
     if worth_compiling(run, report):
         report.say("compiling the model (about a minute; --compile=false goes without)")
-        expected = try_out()
-        try:
-            for block in run.model.blocks:  # not the whole: so gradients are exchanged as they come
-                block.compile()
-            # so that nothing is compiled again in training; dropout is drawn in another way
-            require_close(try_out(), expected, loss=0.05, norm=0.3)
-        except Exception as e:  # no compiler, no Triton, an old GPU: every failure here has its own class
-            report.say(going_without("torch.compile", e))
-            for block in run.model.blocks:
-                block._compiled_call_impl = None
-            run.model.zero_grad(set_to_none=True)
+        compile_blocks(run, report)
+    if run.machine.world > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+        with (
+            uncompiled()
+        ):  # after which it settles in which order gradients are added, as in a run that goes on
+            loss_and_norm(model, run, train=True)
+        loss_and_norm(model, run, train=True)  # so that nothing is compiled again in training
     step = functools.partial(train_step, model, run)
     if not run.settings.cuda_graph:
         return step
@@ -248,7 +231,9 @@ def train_loop(run: Run, report: Report, stop: Stop):
         set_learning_rate(run.optimizers, learning_rate)
         # what is dropped follows from (seed, iteration, rank) alone
         torch.manual_seed(seed_at(settings.seed, "dropout", run.iteration, machine.rank))
-        metrics = step(run.corpus.batches(settings, run.iteration, machine))
+        metrics = dict(
+            step(run.corpus.batches(settings, run.iteration, machine))
+        )  # a graph returns one again
         line_due = run.iteration % settings.log_interval == 0 or run.iteration == settings.max_iters
         run.iteration += 1
         if line_due:

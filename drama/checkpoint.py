@@ -64,7 +64,7 @@ def save(path: Path, state: dict):
     write_atomically(path, write)
 
 
-def model_file(out_dir: str) -> Path:
+def model_file(out_dir: str | Path) -> Path:
     """The file of a model that is named by its folder, model/, or by itself, model/ckpt-1.pt."""
     path = Path(out_dir)
     return path if path.suffix == ".pt" else path / "ckpt.pt"
@@ -117,7 +117,8 @@ def model_state(model: GPT, tok, settings, speakers=()) -> dict:
 
 
 def load_model(path: str | Path) -> tuple[GPT, object]:
-    """(model, tokenizer) of a checkpoint, ready to predict. Raises UserError where there is none."""
+    """(model, tokenizer) of a model's folder or file, ready to predict. Raises UserError."""
+    path = model_file(path)
     model, tok = build_model(load(path), path)
     return model.eval(), tok
 

@@ -4,6 +4,7 @@ It holds no vocabulary: that is in a pickle beside its data, which is never read
 it. Its characters sorted are the vocabulary, as here, so a dataset of the same text has it.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -70,4 +71,6 @@ def vocabulary(vocab_size: int, dataset: str, path: Path) -> tuple[dict, list[st
         raise UserError(f"data/{dataset} is not in characters; {advice}") from None
     if size != vocab_size:
         raise UserError(f"data/{dataset} has {size:,} characters and {path} {vocab_size:,}; {advice}")
+    source = f"data/{dataset}, which is made from {meta.get('source')}"
+    print(f"{path} is nanoGPT's; its characters are taken from {source}", file=sys.stderr)
     return tok, speakers

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from configurator import UserError
 from drama.plays import structured
 from drama.plays.documents import kind_of, text_of
 from drama.plays.layouts import Layout, Play, convert, preview
-from drama.speech import speakers
+from drama.speech import SPEECH, speakers
 
 # What a folder is searched for. Documents in it that are no play are left out; plain text is taken as it is.
 PLAIN = (".txt", ".fountain")
@@ -191,6 +192,13 @@ def clean(path: Path, encoding: str, layout: Layout, normalize: bool, named: boo
     yield text
 
 
+def in_one_form(text: str) -> bool:
+    """Whether nearly every paragraph begins as a speech does in the one form, by one of several speakers."""
+    paragraphs = [paragraph + "\n" for paragraph in re.split("\n\n+", text.strip("\n"))]
+    names = Counter(found[1] for found in map(SPEECH.match, paragraphs) if found)
+    return 1 < len(names) < names.total() and names.total() > 0.9 * len(paragraphs)
+
+
 def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str]]:
     """Plain text in the one form, and what to say of it. Raises UserError for a layout that it is not in."""
     notes = []
@@ -209,8 +217,8 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str
         notes.append("spaces at the ends of lines removed")
     elif not text.strip():
         notes.append("empty")
-    elif play.reason:
-        notes.append(f"the text is learned as it is: {play.reason} (--layout names one that is sure)")
+    elif play.reason and not in_one_form(text):
+        notes.append(f"the text is taken as it is: {play.reason} (--layout names one that is sure)")
     if play.doubtful and (play.layout or play.reason):
         lines = text.split("\n")
         first = "; ".join(f"line {i + 1}: {lines[i].strip()[:40]!r}" for i in sorted(play.doubtful)[:3])

@@ -96,9 +96,11 @@ class GraphDecode:
         def step(token, u):  # no method: what it holds is then freed as soon as nobody decodes with it
             length, cache.position = cache.length, position
             cache.mask = (positions <= position)[None]
-            logits = model(token, cache=cache)[0][:, -1]
-            cache.length, cache.position, cache.mask = length, None, None
-            return logits, pick(logits, u, sampling)
+            try:
+                logits = model(token, cache=cache)[0][:, -1]
+                return logits, pick(logits, u, sampling)
+            finally:  # a recording may fail
+                cache.length, cache.position, cache.mask = length, None, None
 
         self.graph = CudaGraph(step, device, changes=(cache.before,))
 

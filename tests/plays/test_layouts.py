@@ -506,7 +506,7 @@ def test_lines_that_stood_in_the_way_are_named(call, folder):
     status, out, _ = call("prepare.py", "a.txt")
     assert (
         status == 0
-        and "the text is learned as it is" in out
+        and "the text is taken as it is" in out
         and "'She walks to the door.'" in out
         and "line 3" in out
     )

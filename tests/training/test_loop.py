@@ -284,6 +284,27 @@ def test_a_machine_that_cannot_compile_trains_without(train, capsys, monkeypatch
     assert ends or said in capsys.readouterr().out
 
 
+def test_a_step_that_overwrites_the_metrics_it_returned_before_is_logged_anew(train, monkeypatch):
+    """As the replay of a CUDA graph does."""
+    train(out_dir="plain")
+    ready = train_drama.ready_to_train
+
+    def like_a_graph(run, report):
+        step, held = ready(run, report), dict(loss=torch.zeros(()), grad_norm=torch.zeros(()))
+        returned = dict(held)
+
+        def again(batches):
+            for name, value in step(batches).items():
+                held[name].copy_(value)
+            return returned
+
+        return again
+
+    monkeypatch.setattr(train_drama, "ready_to_train", like_a_graph)
+    train(out_dir="graph")
+    assert losses("graph") == losses("plain")
+
+
 def test_a_model_that_was_evaluated_is_trained_in_training_mode(corpus):
     run = run_of()
     run.model.eval()

@@ -38,7 +38,9 @@ def tried(corpus):
 
     def make(dtype=torch.float32, **settings):
         run, report = run_of(replace(CPU, dtype=dtype), **{"dropout": 0.2, **settings}), Lines()
+        before = {name: p.clone() for name, p in run.model.named_parameters()}
         try_accelerations(run, report)
+        assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
         assert run.model.training and all(p.grad is None for p in run.model.parameters())
         step = train_drama.train_step(run.model, run, run.corpus.batches(run.settings, 0, run.machine))
         assert step["loss"].isfinite()
@@ -82,12 +84,19 @@ def test_fused_attention_that_fails_or_is_wrong_is_turned_off(tried, monkeypatch
     assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
+def test_what_is_wrong_shows_in_a_model_that_begins_with_zeros_too(tried, monkeypatch):
+    attention(monkeypatch, lambda q, y: 3 * y)
+    _, (line,) = tried(arch="modern")
+    assert line.startswith("fused attention does not work here")
+
+
 def test_a_number_format_that_computes_something_else_gives_way_to_float32(tried, monkeypatch):
     right = CausalSelfAttention.attend_cpu
     wrong = lambda self, q, k, v: right(self, q, k, v) * (3 if q.dtype == torch.bfloat16 else 1)  # noqa: E731
     monkeypatch.setattr(CausalSelfAttention, "attend_cpu", wrong)
     run, said = tried(torch.bfloat16, optimizer="muon")
-    assert [line.partition(" does")[0] for line in said] == ["fused attention", "bfloat16"]
+    assert [line.partition(" does")[0] for line in said] == ["bfloat16"]
+    assert torch.backends.cuda.flash_sdp_enabled()  # tried without, to no avail
     assert run.machine.dtype == torch.float32 and run.optimizers[1].dtype == torch.float32
 
 

@@ -78,7 +78,7 @@ def table(settings: Settings, models: list[Model], machine: Machine):
         kwargs = dict(encoding=settings.encoding, layout=settings.layout, normalize=True)
         texts = cleaned_files(input_files(settings.input), Path(folder), **kwargs)
         plays = [(Path(text.source).stem, "\n\n" + "".join(text.pieces())) for text in texts]
-    started, parts, left_out, rows, read = time.perf_counter(), [], Counter(), [], []
+    started, parts, left_out, rows, read, note = time.perf_counter(), [], Counter(), [], [], ""
     page = [[] for _ in models] if settings.html else None
     for name, text in plays:
         text, unknown = known(text, models)
@@ -97,18 +97,28 @@ def table(settings: Settings, models: list[Model], machine: Machine):
     speakers = [summed(name, speeches) for name, speeches in speakers.items()]
     speakers = sorted(speakers, key=lambda row: -row.characters)[: settings.speakers]
     if left_out:
-        shown = ", ".join(f"{c!r} {n:,} times" for c, n in left_out.most_common(8))
-        print(f"left out, since a model does not know them: {shown}")
+        print(note := missing(left_out, whole.characters))
     width = max(len(row.name) for row in [*rows, *speakers, whole]) + 2
-    heads = [one.name[-9:] for one in models] + [f"-{models[0].name[-8:]}"] * (len(models) - 1)
+    names = [Path(one.name).name[:9] for one in models]
+    heads = names + [f"- {names[0]}"[:9]] * (len(models) - 1)
     print("bits per character".ljust(width) + "characters".rjust(12) + "".join(f"{h:>10}" for h in heads))
     groups = [rows if len(rows) > 1 else [], speakers, [whole]]
     for row in itertools.chain(*groups):
         print(row.shown(width))
     per_char = ", ".join(f"{value:.4f}" for value in whole.nats / whole.characters)
     print(f"{per_char} nats per character; {whole.characters / seconds:,.0f} characters per second")
+    if len(models) > 1:
+        print(f"the last columns: how many bits more than {models[0].name} needs; below 0 is better")
     if settings.html:
-        write_page(Path(settings.html), read, models, page, groups)
+        write_page(Path(settings.html), read, models, page, groups, note)
+
+
+def missing(left_out: Counter, kept: int) -> str:
+    """A line about the characters that a model does not know."""
+    shown = ", ".join(f"{c!r} {n:,}" for c, n in left_out.most_common(8)) + ", ..." * (len(left_out) > 8)
+    share = left_out.total() / (left_out.total() + kept)
+    count = f"{left_out.total():,} characters, {share:.1%} of the text, {len(left_out):,} different ones"
+    return f"left out, since a model does not know them: {count} ({shown})"
 
 
 def evaluate(settings: Settings):

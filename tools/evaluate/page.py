@@ -43,7 +43,9 @@ def check_page(path: Path):
         raise UserError(f"html={str(path)!r} cannot be written there: {e.strerror}") from None
 
 
-def write_page(path: Path, texts: list[tuple[str, str]], models: list[Model], told: list, groups: list):
+def write_page(
+    path: Path, texts: list[tuple[str, str]], models: list[Model], told: list, groups: list, note: str
+):
     """Fill page.html: names and texts, what each model says of each text, the rows of the table."""
     described = [
         dict(
@@ -58,6 +60,7 @@ def write_page(path: Path, texts: list[tuple[str, str]], models: list[Model], to
         text="".join(text for _, text in texts),
         plays=[(name, len(text.encode("utf-16-le")) // 2) for name, text in texts],
         models=described,
+        note=note,
         rows=[[(row.name, row.characters, row.bits.tolist()) for row in group] for group in groups],
     )
     # nothing in it, which may hold anything, ends the script that it stands in
