@@ -187,7 +187,7 @@ def compile_blocks(run: Run, report: Report):
     expected = loss_and_norm(run.model, run, train=True)
 
     def compiled():
-        torch._dynamo.config.optimize_ddp = False  # it cuts graphs for DistributedDataParallel; blocks are cut
+        torch._dynamo.config.optimize_ddp = False  # it would cut the blocks once more
         for block in run.model.blocks:  # not the whole: so gradients are exchanged as they come
             block.compile()
         # so that nothing is compiled again in training; dropout is drawn in another way
