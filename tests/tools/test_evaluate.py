@@ -100,7 +100,11 @@ def test_models_side_by_side_read_the_same_characters(call, models):
     (models / "two.txt").write_text(play(30, seed=1), encoding="utf-8")
     status, out, err = call("evaluate.py", *flags(out_dir="a,b", input="one.txt,two.txt", speakers=2))
     assert (status, err) == (0, "")
-    assert "left out, since a model does not know them: 'é' 3 times, '’' 1 times" in out
+    share = 100 * 4 / (len(play(40) + play(30, seed=1)) + 20)
+    assert (
+        f"left out, since a model does not know them: 4 characters, {share:.1f}% of the text, 2 diff" in out
+    )
+    assert "('é' 3, '’' 1)" in out and "bits more than a needs; below 0 is better" in out
     lines = [line.split() for line in out.splitlines()]
     named = {
         line[0]: line[-4:] for line in lines[:-1] if len(line) >= 5 and re.fullmatch(r"[\d,]+", line[-4])

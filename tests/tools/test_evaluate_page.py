@@ -296,7 +296,7 @@ def test_a_long_text_has_few_elements_and_is_painted_where_one_looks(shown, fold
     n = len(ids) - 1
     told = columns(CHARS, ids, draw.exponential(2, n), draw.random((n, 5)), draw.integers(30, size=(n, 5)))
     row = Row("all", n, np.array([2.0 * n]))
-    write_page(folder / "long.html", [("long", text)], [One], [[told]], [[], [], [row]])
+    write_page(folder / "long.html", [("long", text)], [One], [[told]], [[], [], [row]], "")
     page = shown.opened(folder / "long.html")
     for place in ("", "scrollTo(0, document.documentElement.scrollHeight)"):
         page.evaluate(place)

@@ -99,6 +99,8 @@ def table(settings: Settings, models: list[Model], machine: Machine):
     if left_out:
         print(note := missing(left_out, whole.characters))
     width = max(len(row.name) for row in [*rows, *speakers, whole]) + 2
+    if len(models) > 1:
+        print(f"the last columns: how many bits more than {models[0].name} needs; below 0 is better")
     names = [Path(one.name).name[:9] for one in models]
     heads = names + [f"- {names[0]}"[:9]] * (len(models) - 1)
     print("bits per character".ljust(width) + "characters".rjust(12) + "".join(f"{h:>10}" for h in heads))
@@ -107,8 +109,6 @@ def table(settings: Settings, models: list[Model], machine: Machine):
         print(row.shown(width))
     per_char = ", ".join(f"{value:.4f}" for value in whole.nats / whole.characters)
     print(f"{per_char} nats per character; {whole.characters / seconds:,.0f} characters per second")
-    if len(models) > 1:
-        print(f"the last columns: how many bits more than {models[0].name} needs; below 0 is better")
     if settings.html:
         write_page(Path(settings.html), read, models, page, groups, note)
 
