@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import threading
 
 import pytest
@@ -189,6 +190,18 @@ def test_the_page_says_what_its_model_is(exported, opened):
         "validation loss 1.0000 nats per token at iteration 1"
     )
     assert "learning_rate 0.001" in lines[3] and "out_dir" not in lines[3]
+
+
+def test_the_page_in_docs_says_what_its_model_is_and_writes(opened):
+    path = ROOT / "docs/drama.html"
+    assert path.stat().st_size <= 5_000_000
+    page = opened(path.as_uri())
+    about = page.locator("#about li").all_text_contents()
+    assert about[0].startswith("trained on plays from scratch: 3.") and "learning_rate 0.0028" in about[3]
+    assert re.match(r"validation loss 1\.\d{4} nats per token", about[2])
+    assert re.fullmatch(r"exported at commit [0-9a-f]{12}", about[4])
+    text = written(page, start="HAMLET:", temperature=0, length=40)
+    assert text.startswith("HAMLET:\n") and len(text) == len("HAMLET:") + 40
 
 
 def test_float16_is_a_quarter_smaller_in_base64_than_float32_and_writes(exported, opened, folder):
