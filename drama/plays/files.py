@@ -205,6 +205,8 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str
     if layout == "auto" and path.suffix.lower() == ".fountain":
         layout = "fountain"
     play = convert(text, layout)
+    if play.reason and in_one_form(text):
+        play.reason = ""  # nothing has to be converted
     if layout not in ("auto", "keep") and text and not play.speeches:
         raise UserError(f"{path}: no speech in the layout {layout}; try another --layout, or auto")
     if play.layout:
@@ -217,7 +219,7 @@ def convert_plain(path: Path, text: str, layout: Layout) -> tuple[Play, list[str
         notes.append("spaces at the ends of lines removed")
     elif not text.strip():
         notes.append("empty")
-    elif play.reason and not in_one_form(text):
+    elif play.reason:
         notes.append(f"the text is taken as it is: {play.reason} (--layout names one that is sure)")
     if play.doubtful and (play.layout or play.reason):
         lines = text.split("\n")

@@ -302,3 +302,11 @@ def test_the_meta_data_know_who_speaks_in_each_play_how_often(prepared, folder):
         {"CLEO": 20, "ANNA": 20},
     ]
     assert meta["speakers"] == ["ANNA", "BEN"]  # of what is trained on
+
+
+def test_a_short_play_in_the_one_form_is_not_called_unrecognised(call, folder):
+    (folder / "play.txt").write_text("HAMLET:\nTo be.\n\nOPHELIA:\nGood my lord.\n\nHAMLET:\nOr not.\n")
+    status, out, err = call("prepare.py", "--input=play.txt", "--preview=true")
+    assert (status, err) == (0, "") and "no layout" not in out
+    (folder / "notes.txt").write_text("Milk.\n\nNote:\nbread.\n\nEggs, and\n\nmore of it.\n")
+    assert "the text is taken as it is" in call("prepare.py", "--input=notes.txt", "--preview=true")[1]
