@@ -1,22 +1,16 @@
 """A page that shows where in a text the models are surprised; page.html is what it looks like."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile
 import zlib
 from base64 import b64encode
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from configurator import UserError
 from drama.disk import write_atomically
-
-if TYPE_CHECKING:
-    from tools.evaluate.losses import Model
 
 
 def columns(tok, ids: np.ndarray, nats: np.ndarray, chances: np.ndarray, likeliest: np.ndarray) -> np.ndarray:
@@ -43,9 +37,7 @@ def check_page(path: Path):
         raise UserError(f"html={str(path)!r} cannot be written there: {e.strerror}") from None
 
 
-def write_page(
-    path: Path, texts: list[tuple[str, str]], models: list[Model], told: list, groups: list, note: str
-):
+def write_page(path: Path, texts: list[tuple[str, str]], models: list, told: list, groups: list, note: str):
     """Fill page.html: names and texts, what each model says of each text, the rows of the table."""
     described = [
         dict(
