@@ -28,6 +28,7 @@ from configurator import FilePath, UserError, check, configure
 from drama.cuda_graph import CudaGraph
 from drama.device import Dtype, seed_at
 from drama.disk import lock
+from drama.nanogpt import prepare_command
 from drama.training.clock import Clock
 from drama.training.dataset import Corpus, is_prepared, load_data
 from drama.training.logs import require_packages
@@ -179,16 +180,16 @@ def ready_to_train(run: Run, report: Report):
     model = run.model.train()
     if run.machine.device.type == "cuda":
         try_accelerations(run, report)
-    if worth_compiling(run, report):
+    if compiled := worth_compiling(run, report):
         report.say("compiling the model (about a minute; --compile=false goes without)")
         compile_blocks(run, report)
     if run.machine.world > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
-        with (
-            uncompiled()
-        ):  # after which it settles in which order gradients are added, as in a run that goes on
+        # a first pass, after which it settles in which order gradients are added, as in a run that goes on
+        with uncompiled():
             loss_and_norm(model, run, train=True)
-        loss_and_norm(model, run, train=True)  # so that nothing is compiled again in training
+        if compiled:  # so that nothing is compiled again in training
+            loss_and_norm(model, run, train=True)
     step = functools.partial(train_step, model, run)
     if not run.settings.cuda_graph:
         return step
@@ -231,9 +232,8 @@ def train_loop(run: Run, report: Report, stop: Stop):
         set_learning_rate(run.optimizers, learning_rate)
         # what is dropped follows from (seed, iteration, rank) alone
         torch.manual_seed(seed_at(settings.seed, "dropout", run.iteration, machine.rank))
-        metrics = dict(
-            step(run.corpus.batches(settings, run.iteration, machine))
-        )  # a graph returns one again
+        metrics = step(run.corpus.batches(settings, run.iteration, machine))
+        metrics = dict(metrics)  # a graph returns the same one again
         line_due = run.iteration % settings.log_interval == 0 or run.iteration == settings.max_iters
         run.iteration += 1
         if line_due:
@@ -335,9 +335,7 @@ def find_corpus(settings: Settings, machine: Machine) -> Corpus:
     name = settings.dataset
     if machine.local_rank == 0 and not is_prepared(name):
         if name != prepare.Settings.dataset:
-            # the name that nanoGPT gives to the whole file
-            text = {"shakespeare_char": "--source=tinyshakespeare"}.get(name, "--input=PLAYS")
-            command = f"python prepare.py --dataset={name} {text}"
+            command = prepare_command(name, "--input=PLAYS")
             raise UserError(f"data/{name} is not prepared; {command} does that (--help names other texts)")
         prepare.prepare(prepare.Settings())
     if machine.world > 1:

@@ -55,12 +55,18 @@ def is_mask(name: str) -> bool:
     return name.endswith(".attn.bias")
 
 
+def prepare_command(dataset: str, text: str) -> str:
+    """What prepares a dataset: from the whole file under nanoGPT's name for it, else from that text."""
+    source = "--source=tinyshakespeare" if dataset == "shakespeare_char" else text
+    return f"python prepare.py --dataset={dataset} {source}"
+
+
 def vocabulary(vocab_size: int, dataset: str, path: Path) -> tuple[dict, list[str]]:
     """(tokenizer, speakers) of a model with so many tokens, trained on that dataset of nanoGPT's."""
     if vocab_size in GPT2_VOCABULARIES:
         return BPETokenizer.gpt2().to_dict(), []
-    text = "--source=tinyshakespeare" if dataset == "shakespeare_char" else "--input=ITS_TEXT --layout=keep"
-    advice = f"prepare the text it was trained on: python prepare.py {text} --dataset={dataset}"
+    command = prepare_command(dataset, "--input=ITS_TEXT --layout=keep")
+    advice = f"prepare the text it was trained on: {command}"
     try:
         meta = read_json(Path("data", dataset, "meta.json"))
         tok, speakers = meta["tokenizer"], meta["speakers"]

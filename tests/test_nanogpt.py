@@ -111,9 +111,9 @@ def test_a_vocabulary_of_gpt_2_is_gpt_2_s_own_without_the_rows_for_nothing(corpu
 
 def test_without_its_text_it_says_how_to_prepare_it(corpus):
     save(theirs(a_model(), config={"dataset": "/home/me/nanoGPT/data/plays"}))
-    assert "python prepare.py --input=ITS_TEXT --layout=keep --dataset=plays" in refusal()
+    assert "python prepare.py --dataset=plays --input=ITS_TEXT --layout=keep" in refusal()
     save(theirs(a_model(), config={"dataset": "shakespeare_char"}))
-    assert "python prepare.py --source=tinyshakespeare --dataset=shakespeare_char" in refusal()
+    assert "python prepare.py --dataset=shakespeare_char --source=tinyshakespeare" in refusal()
     save(theirs(a_model(vocab_size=9)))
     assert f"data/drama has {loaded().tokenizer.vocab_size} characters and {OUT} 9" in refusal()
 

@@ -84,6 +84,13 @@ def visible(token: bytes) -> str:
 LETTERS = CharTokenizer("".join(sorted(set(play() + string.ascii_letters))))
 
 
+def test_the_page_says_what_had_to_be_left_out(shown):
+    model = tiny_model(vocab_size=LETTERS.vocab_size)
+    page = shown("LUCIO:\nI am 罗罗.\n", models={"m": (model, LETTERS)})
+    assert "a model does not know them: 2 characters" in page.text_content("#note")
+    assert "('罗' 2)" in page.text_content("#note")
+
+
 @pytest.mark.parametrize("tok", [LETTERS, PAIRS], ids=["characters", "byte pairs"])
 def test_the_five_likeliest_are_the_model_s_own(shown, tok):
     model = tiny_model(vocab_size=tok.vocab_size)

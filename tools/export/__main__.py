@@ -81,14 +81,14 @@ def about(state: dict, model: GPT) -> list[str]:
     ]
 
 
-def card(state: dict, model: GPT, tok, prompt: str, folder: Path, to: str) -> str:
-    """A model card: what it is, how to use the folder, and a sample."""
-    c, sampling = model.config, Sampling(temperature=0.8)
-    sample = generate(model, prompt_ids(tok, prompt, model), 400, sampling)
+def card(lines: list[str], model: GPT, tok, prompt: str, folder: Path, to: str) -> str:
+    """A model card: what it is, in lines; how to use the folder; a sample."""
+    c = model.config
+    sample = generate(model, prompt_ids(tok, prompt, model), 400, Sampling(temperature=0.8))
     values = dict(
         vars(c),
         library={"hf": "transformers", "onnx": "onnxruntime"}.get(to, to),
-        about="".join(f"- {line}\n" for line in about(state, model)),
+        about="".join(f"- {line}\n" for line in lines),
         sample=tok.decode(sample[0].tolist()).strip("\n"),
         prompt=prompt, out=folder.name, length=max_length(model), half=max(1, c.block_size // 2), past=PAST,
     )  # fmt: skip
@@ -115,10 +115,10 @@ def export(path: Path, settings: Settings):
     with working_folder(out.with_name(f".{out.name}.writing"), busy) as own:  # out is whole or absent
         folder = own / out.name
         folder.mkdir()
-        shown = dict(describe(tok, speakers), about=about(state, model))
-        given = shown if settings.to == "html" else prompt
+        lines = about(state, model)
+        given = dict(describe(tok, speakers), about=lines) if settings.to == "html" else prompt
         WRITERS[settings.to](folder, model.eval(), tok, given, settings.dtype)
-        text = card(state, model, tok, prompt, folder, settings.to)
+        text = card(lines, model, tok, prompt, folder, settings.to)
         (folder / "README.md").write_text(text, encoding="utf-8")
         checked = check_loaded(folder, settings.to, model, tok, prompt)
         folder.rename(out)

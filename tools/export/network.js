@@ -10,7 +10,9 @@ function read(header, bytes) {  // {name: Float32Array}, in the order in which t
     return Object.fromEntries(shapes.map(([name, shape]) => {
       const scales = floats.subarray(row, row += before(shape));
       if (shape.length !== 2) return [name, scales];
-      return [name, Float32Array.from({length: count(shape)}, (_, n) => whole[at++] * scales[Math.floor(n / shape[1])])];
+      const values = new Float32Array(count(shape));
+      for (let n = 0; n < values.length; n++) values[n] = whole[at++] * scales[Math.floor(n / shape[1])];
+      return [name, values];
     }));
   }
   const all = header.dtype === "float32" ? new Float32Array(bytes.buffer) : new Float32Array(bytes.length / 2);
