@@ -13,7 +13,7 @@ import torch
 from configurator import UserError
 from drama import checkpoint
 from drama.training.clock import Clock
-from drama.training.dataset import Corpus, require_windows
+from drama.training.dataset import Corpus, require_windows, window_length
 from drama.training.machine import Machine
 from drama.training.optimizer import make_optimizers, restore
 from drama.training.pretrained import RANDOM, load_start, same_source, start_from
@@ -97,7 +97,8 @@ class Run:
     @property
     def flops(self) -> int:
         """Floating-point operations of an iteration."""
-        return self.model.flops_per_token() * self.tokens
+        length = window_length(self.settings, self.iteration)
+        return self.model.flops_per_token(length) * self.tokens
 
     @property
     def length_known(self) -> bool:
