@@ -128,7 +128,10 @@ class Run:
         max_iters = None
         if known:
             evaluation = self.clock.pauses.get("evaluation", 0)
-            each = (seconds - start) / (self.iteration - first) + evaluation / s.eval_interval
+            flops = self.model.flops_per_token
+            later = (1 - s.context_warmup) * flops() / flops(window_length(s, self.iteration))
+            each = (seconds - start) / (self.iteration - first) * (s.context_warmup + later)
+            each += evaluation / s.eval_interval
             left = s.minutes * 60 - self.clock.total() - evaluation  # one more at the end
             max_iters = self.iteration - 1 + max(1, int(left / max(each, 1e-9)))
         max_iters = self.machine.broadcast(max_iters)
