@@ -233,16 +233,13 @@ class GPT(nn.Module):
         """Parameters as GPT-2 papers count them: position embeddings left out."""
         return sum(p.numel() for p in self.parameters()) - (self.wpe.weight.numel() if self.wpe else 0)
 
-    def flops_per_token(self, length: int = 0) -> int:
-        """Floating-point operations to train on one token, forward and backward (PaLM, appendix B).
-
-        length: tokens of context; 0: block_size.
-        """
+    def flops_per_token(self) -> int:
+        """Floating-point operations to train on one token, forward and backward (PaLM, appendix B)."""
         c = self.config
         looked_up = [self.wte, *self.wte_past] if self.lm_head else []
         multiplied = self.num_params() - sum(table.weight.numel() for table in looked_up)
         multiplied += (c.n_ensemble - 1) * self.wte.weight.numel()  # the head, once for each member
-        return 6 * multiplied + 12 * len(self.blocks) * c.n_embd * (length or c.block_size)
+        return 6 * multiplied + 12 * len(self.blocks) * c.n_embd * c.block_size
 
     def embed(self, idx, positions, cache=None):
         """idx (B, T), positions (T,) -> x (B, T, C) and the angles of rotary positions, or None."""

@@ -68,7 +68,6 @@ class Settings:
     bias: bool = False  # biases in the linear and norm layers, as GPT-2 has them; none is a bit better
     # Training
     batch_size: int = 64  # sequences per step; lower it when memory runs out
-    context_warmup: float = 0.0  # share of lr_decay_iters in which each window is read as four shorter ones
     gradient_accumulation_steps: int = 1  # batches before each update; raise it when batch_size is lowered
     max_iters: int = 5000  # the last iteration; raise it to train a finished run further
     minutes: float = 0.0  # how long the run should take on this computer: sets max_iters; 0: off
@@ -112,9 +111,6 @@ class Settings:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is not at least 0 and below 1")
-        if not 0 <= self.context_warmup <= 1 or (self.context_warmup and self.block_size % 4):
-            needs = "is not from 0 to 1, with a block_size that four divides"
-            raise UserError(f"context_warmup={self.context_warmup:g} {needs}")
         if self.min_lr > self.learning_rate:
             rates = f"min_lr={self.min_lr} is above learning_rate={self.learning_rate}"
             raise UserError(f"{rates}; try --min_lr={self.learning_rate / 10:g}")
@@ -141,13 +137,13 @@ def train_step(model, run: Run, batches) -> dict[str, torch.Tensor]:
     """
     settings, machine, scaler = run.settings, run.machine, run.scaler
     loss = torch.zeros((), device=machine.device)
-    tokens = left = run.tokens // machine.world
+    rows = left = settings.gradient_accumulation_steps * settings.batch_size // machine.world
     for x, y in batches:
-        left -= x.numel()
+        left -= len(x)
         # processes exchange gradients once, in the last backward pass
         with contextlib.nullcontext() if left == 0 or machine.world == 1 else model.no_sync():
             with machine.autocast():
-                micro_loss = model(x, y)[1] * (x.numel() / tokens)
+                micro_loss = model(x, y)[1] * (len(x) / rows)
             scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
     for optimizer in run.optimizers:
@@ -202,16 +198,8 @@ def ready_to_train(run: Run, report: Report):
         run.model.zero_grad(set_to_none=True)  # of the recording that failed
         report.say(line)
 
-    graphs = {}  # the one for windows as long as they are now
-
-    def replay(batches):
-        tokens = torch.stack([torch.stack(xy) for xy in batches])
-        if tokens.shape not in graphs:
-            graphs.clear()
-            graphs[tokens.shape] = CudaGraph(step, run.machine.device, warm_up=3, say=without)
-        return graphs[tokens.shape](tokens)
-
-    return replay
+    graph = CudaGraph(step, run.machine.device, warm_up=3, say=without)
+    return lambda batches: graph(torch.stack([torch.stack(xy) for xy in batches]))
 
 
 # ---------------------------------------------------------------------------- the loop

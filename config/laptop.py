@@ -7,7 +7,6 @@ n_embd = 256
 dropout = 0.05  # 0 is better where the text is read once
 weight_decay = 2.0  # twenty times the usual, since a megabyte is little text
 batch_size = 16
-context_warmup = 0.6  # short windows first: cheaper, and this text is local
 learning_rate = 2.8e-3
 warmup_iters = 50
 max_iters = 1050

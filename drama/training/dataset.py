@@ -123,9 +123,9 @@ class Corpus:
 
         A part is one accumulation step's share of the batch; on a CPU, as much of it as its caches hold.
         What is drawn follows from (seed, iteration) alone, and all processes
-        together see what one would see. During context_warmup a row is a quarter of a window.
+        together see what one would see.
         """
-        s, length = settings, window_length(settings, iteration)
+        s = settings
         starts = window_starts(len(self.train), s, iteration)
         starts = starts.view(s.gradient_accumulation_steps, machine.world, s.batch_size // machine.world)
         rows = starts.size(2)
@@ -133,8 +133,7 @@ class Corpus:
             rows = max(1, CPU_PART * 4 // machine.dtype.itemsize // s.block_size)
         for step_starts in starts[:, machine.rank]:
             for part in step_starts.split(rows):
-                part = part[:, None] + torch.arange(0, s.block_size, length)
-                yield self.train.windows(part.flatten(), length)
+                yield self.train.windows(part, s.block_size)
 
     def encoded_by(self, tok, folder: Path) -> Corpus:
         """The same texts in the tokens of another tokenizer, in folder: that of a model which goes on."""
@@ -257,12 +256,6 @@ def window_starts(n_tokens: int, settings: Settings, iteration: int) -> torch.Te
         windows = shuffled_windows(n_tokens, settings.block_size, settings.seed, epoch)
         parts.append(windows[max(0, begin - epoch * per_epoch) : end - epoch * per_epoch])
     return torch.cat(parts)
-
-
-def window_length(settings: Settings, iteration: int) -> int:
-    """Tokens of context in an iteration: short ones first (Li et al., 2021, arXiv:2108.06084)."""
-    short = iteration < settings.context_warmup * settings.lr_decay_iters
-    return settings.block_size // 4 if short else settings.block_size
 
 
 def windows_per_batch(block_size: int, vocab_size: int) -> int:

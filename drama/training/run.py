@@ -13,7 +13,7 @@ import torch
 from configurator import UserError
 from drama import checkpoint
 from drama.training.clock import Clock
-from drama.training.dataset import Corpus, require_windows, window_length
+from drama.training.dataset import Corpus, require_windows
 from drama.training.machine import Machine
 from drama.training.optimizer import make_optimizers, restore
 from drama.training.pretrained import RANDOM, load_start, same_source, start_from
@@ -97,8 +97,7 @@ class Run:
     @property
     def flops(self) -> int:
         """Floating-point operations of an iteration."""
-        length = window_length(self.settings, self.iteration)
-        return self.model.flops_per_token(length) * self.tokens
+        return self.model.flops_per_token() * self.tokens
 
     @property
     def length_known(self) -> bool:
@@ -128,10 +127,7 @@ class Run:
         max_iters = None
         if known:
             evaluation = self.clock.pauses.get("evaluation", 0)
-            flops = self.model.flops_per_token
-            later = (1 - s.context_warmup) * flops() / flops(window_length(s, self.iteration))
-            each = (seconds - start) / (self.iteration - first) * (s.context_warmup + later)
-            each += evaluation / s.eval_interval
+            each = (seconds - start) / (self.iteration - first) + evaluation / s.eval_interval
             left = s.minutes * 60 - self.clock.total() - evaluation  # one more at the end
             max_iters = self.iteration - 1 + max(1, int(left / max(each, 1e-9)))
         max_iters = self.machine.broadcast(max_iters)

@@ -1,6 +1,5 @@
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from helpers import CPU, SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configurator import UserError
 from drama import checkpoint
 from drama.plays import corpora as plays
 from drama.sampling.generation import generate
@@ -149,21 +147,6 @@ def test_a_batch_follows_from_its_iteration_and_is_split_among_processes(corpus)
     assert not torch.equal(one, batch(6)) and not torch.equal(one, batch(5, seed=1))
     four = [batch(5, rank, 4) for rank in range(4)]
     assert torch.equal(torch.cat(four, dim=1), one)
-
-
-def test_at_first_each_window_is_read_as_four_shorter_ones(corpus):
-    data, s = load_data("drama", 32, CPU), Settings(block_size=32, batch_size=8, lr_decay_iters=20)
-    short = replace(s, context_warmup=0.25)
-    for iteration, length in {0: 8, 4: 8, 5: 32, 19: 32}.items():
-        ((x, y),), ((whole_x, whole_y),) = (data.batches(settings, iteration, CPU) for settings in (short, s))
-        assert x.shape == y.shape == (8 * 32 // length, length)
-        assert torch.equal(x.flatten(), whole_x.flatten()) and torch.equal(y.flatten(), whole_y.flatten())
-
-
-@pytest.mark.parametrize("wrong", [dict(context_warmup=1.5), dict(context_warmup=0.5, block_size=30)])
-def test_windows_that_cannot_be_cut_in_four_are_refused(wrong):
-    with pytest.raises(UserError, match="four divides"):
-        Settings(**wrong)
 
 
 class Starts:

@@ -116,9 +116,7 @@ def steps(train):
 def test_every_optimizer_steps_at_the_scheduled_rate(steps):
     s = Settings(**{**SMALL, **SHORT})
     found = [(name, rates) for name, rates, _ in steps(out_dir="m", arch="modern", optimizer="muon")]
-    times = dict(AdamW=(0.4, 1.0, 3.0), Muon=(1.0,))  # tables, the rest, the head
-    rates = [learning_rate_at(s, i) for i in range(21)]
-    assert found == [(name, {rate * n for n in times[name]}) for rate in rates for name in times]
+    assert found == [(name, {learning_rate_at(s, i)}) for i in range(21) for name in ("AdamW", "Muon")]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -314,10 +312,7 @@ def test_a_model_that_was_evaluated_is_trained_in_training_mode(corpus):
     assert run.model.training
 
 
-@pytest.mark.parametrize("how", [
-    {}, dict(optimizer="muon", arch="modern", gradient_accumulation_steps=2),
-    dict(context_warmup=0.5, lr_decay_iters=6),
-])  # fmt: skip
+@pytest.mark.parametrize("how", [{}, dict(optimizer="muon", arch="modern", gradient_accumulation_steps=2)])
 def test_a_step_whose_tensors_stay_in_place_as_a_graph_needs_makes_the_same_model(corpus, how):
     """A CUDA graph replays what it once recorded: all that changes must be in tensors, rewritten in place."""
     runs = [run_of(cuda_graph=graph, dropout=0.1, **how) for graph in (False, True)]
@@ -331,8 +326,7 @@ def test_a_step_whose_tensors_stay_in_place_as_a_graph_needs_makes_the_same_mode
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for a, b in zip(*(run.model.parameters() for run in runs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert len(rates) == sum(len(optimizer.param_groups) for optimizer in runs[1].optimizers)
-    # tensors, still the same
+    assert len(rates) == 1  # one tensor, still the same
     assert {id(group["lr"]) for optimizer in runs[1].optimizers for group in optimizer.param_groups} == rates
 
 
