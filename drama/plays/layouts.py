@@ -46,7 +46,7 @@ class Play:
 
 ENDED = ".!?…。！？:;：；—–-\"'”’»›」』）)]~*_"
 BEGUN = re.compile(r"[^\s:：]{1,40}(?: [^\s:：]{1,20}){0,2}[:：](?=\s|$)")
-GROUPS = re.compile("(?:all|both|omnes|alle|beide|tous|toutes|все|оба)$", re.I)  # common words, yet names
+GROUPS = re.compile(r"(?:all|both|omnes|alle|beide|tous|toutes|все|оба)(?: \d)?$|\d", re.I)  # they are names
 
 
 class Reader:
@@ -55,9 +55,7 @@ class Reader:
     def __init__(self, text: str, fountain: bool = False):
         if fountain:
             text = without(without(text, "/*", "*/"), "[[", "]]")
-        if INVISIBLE.search(text):
-            text = INVISIBLE.sub("", text)
-        typed = text.split("\n")
+        typed = INVISIBLE.sub("", text).split("\n")
         self.raw = [line.rstrip(BLANKS) for line in typed]
         self.lines = [line.strip(BLANKS) for line in self.raw]
         self.pauses = fountain and [len(line) > 1 and not line.strip() for line in typed]
@@ -117,7 +115,6 @@ class Reader:
             while j < len(self.lines) and (not self.lines[j] or self.kinds[j]):
                 j += 1
             text = self.lines[j] if j < len(self.lines) else ""
-        word = next((word for word in head.name.split() if len(word) > 2), head.name)
         letter = next(filter(str.isalpha, text[:20]), "A")
         return (
             "apart" if apart else "within",
@@ -127,7 +124,7 @@ class Reader:
             alone,
             None if head.mark == "(" else head.mark,
             "in" if self.indents[i] else "out",
-            "capitals" if shouted(word) else "mixed",
+            "capitals" if shouted(head.name, first=True) else "mixed",
         )
 
     def ordinary(self, name: str) -> bool:
@@ -170,7 +167,7 @@ class Reader:
             value, n = Counter(known or [None]).most_common(1)[0]
             common = n > 0.9 * len(known) and value not in ("within", "unended", "mixed")
             usual.append(value if common else None)
-        unended = 1 if layout in ("colon", "dash", "caps", "indent") else 0.9  # sentences have no such mark
+        unended = 1 if layout in ("dash", "caps", "indent") else 0.9  # sentences have no such mark
         weights = 1.5, unended, 1, 1, 1, 1, 1, 0.5  # how odd each is where nine in ten are otherwise
 
         @functools.cache
@@ -185,23 +182,24 @@ class Reader:
         alone = usual[4] == "alone"
         marked = usual[0] == "apart" or layout not in ("colon", "dot")
         if alone and not marked:  # whether few other lines end as names do
-            others = sum(line[-1:] in (":", "：") and i not in habits for i, line in enumerate(self.lines))
-            marked = others <= NEGLIGIBLE * len(trusted)
+            marked = sum(line[-1:] in (":", "：") for line in self.lines) <= (1 + NEGLIGIBLE) * len(trusted)
 
         @functools.cache
         def sure(name: str) -> bool:
-            return (
-                marked or (alone and " " not in name) or bool(GROUPS.match(name)) or not self.ordinary(name)
-            )
+            if layout == "dot" and name.isdigit():
+                return marked  # or it is the number of a strophe
+            typed = (usual[7] == "capitals" and shouted(name, first=True)) or (alone and " " not in name)
+            return marked or typed or bool(GROUPS.match(name)) or not self.ordinary(name)
 
         names = set()
         for name, odds in by_name.items():
-            usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.25)
+            usually = sum(odds) / len(odds) <= (0.5 if shape(name) == 2 else 0.34)
             if usually and counts[name] > 1 and (not alone or counts[name] > 4 or sure(name)):
                 names.add(name)
         begun, doubtful = {}, set()
         for i, head in heads.items():
-            strong = shape(head.name) == 2
+            strong = shape(head.name) == 2 or layout == "indent"
+            most = strong - 0.1 * (layout == "colon" and " " in head.name)  # In Athens: goes on a sentence
             below = i > 0 and self.kinds[i - 1] in ("direction", "heading")
             if head.name in names and (named or odd[i] <= 2 + head.known):
                 begun[i] = head
@@ -209,7 +207,7 @@ class Reader:
                 doubtful.add(i)
             elif head.known or head.name[0].islower():
                 continue
-            elif (odd[i] < 1 if strong else odd[i] == 0) and (below or sure(head.name)):
+            elif (not odd[i] or odd[i] < most) and (below or sure(head.name)):
                 begun[i] = head
             elif odd[i] < 1.5 and strong and (habits[i][3], usual[3]) != ("far", "close"):
                 doubtful.add(i)
@@ -222,16 +220,18 @@ class Reader:
         doubtful |= {i for i, kind in enumerate(self.kinds) if kind == "doubtful"}
         alone = sum(head.at == (0, len(self.lines[i])) for i, head in heads.items())
         one = layout == "colon" and apart and alone > 0.8 * len(heads)  # the one form
-        loose = [i for i in range(1, len(self.lines)) if not self.lines[i - 1] and i not in heads]
-        loose = {i for i in loose if self.kinds[i] is None}  # no name begins these paragraphs
+        loose = {i for i, kind in enumerate(self.kinds) if kind is None and i and not self.lines[i - 1]}
+        loose -= heads.keys()  # no name begins these paragraphs
         goes_on = not apart or one or named or layout in ("indent", "fountain")
         goes_on = goes_on or len(loose) < self.kinds.count("direction")
         speeches, kinds = [], [kind and kind.replace("doubtful", "direction") for kind in self.kinds]
         speaking, i, column = False, 0, 0
         while i < len(self.lines):
             head = heads.get(i) if not column else None
-            if head and layout in ("caps", "indent") and speaking and i == speeches[-1][1] + 1:
-                if counts[head.name] > 1 and counts[speeches[-1][0]] == 1:
+            if head and speaking and i == speeches[-1][1] + 1 and not speeches[-1][2]:
+                if layout not in ("caps", "indent"):
+                    head = head if counts[head.name] > 1 else None
+                elif counts[head.name] > 1 and counts[speeches[-1][0]] == 1:
                     kinds[speeches.pop()[1]] = "heading"
                 else:
                     head = None  # what is said in capitals
@@ -252,6 +252,7 @@ class Reader:
                 lines.extend([""] * speaking)
             elif kind is None:
                 if not column and layout == "indent" and not self.indents[i]:
+                    doubtful |= {i} if self.lines[i - 1] and speaking else set()
                     speaking = False
                 stray = not self.capitals and not column and self.stray(i, heads, layout)
                 if lines and i in loose and not stray:
@@ -262,7 +263,7 @@ class Reader:
                         lines.append("")
                 if not speaking:
                     kinds[i] = "direction" if speeches else "heading"
-                elif stray:
+                elif stray and (lines or layout == "caps" or self.lines[i][-1] != "."):
                     kinds[i] = "heading"
                     doubtful.discard(i)
                     if lines and self.lines[i - 1] and self.lines[i - 1][-1] not in ENDED:
@@ -330,9 +331,8 @@ def plain(said: str, layout: str) -> str:
         if layout == "fountain":
             said = re.sub(r"^~[ \t]*", "", said, flags=re.M)
         for mark in ("\\*{1,3}", "_"):
-            said = re.sub(
-                rf"(?<![\\*\w])({mark})(?![\s*])([^*_\n]{{1,800}}?)(?<![\s\\])\1(?![*\w])", r"\2", said
-            )
+            emphasis = rf"(?<![\\*\w])({mark})(?![\s*])([^*_\n]{{1,800}}?)(?<![\s\\])\1(?![*\w])"
+            said = re.sub(emphasis, r"\2", said)
         return re.sub(r"\\([^\w\s]|_)", r"\1", said)
     return said
 
@@ -356,9 +356,7 @@ def refusal(reader: Reader, play: Play) -> str:
     """Why a text as it was read is no play for certain; "" where it is one."""
     total = len(play.speeches)
     counts = Counter(name for name, _ in play.speeches)
-    back = {
-        name: n for name, n in counts.items() if n > 1 and name[0].upper() == name[0] and not name.isdigit()
-    }
+    back = {a: n for a, n in counts.items() if n > 1 and a[0].upper() == a[0] and not a.isdigit()}
     often = sum(back.values())
     if len(back) < 2 or often < max(4, 0.7 * total) or 30 * total < reader.written:
         return NO_LAYOUT
@@ -399,7 +397,7 @@ def likely(text: str) -> tuple[list[str], list[str]]:
     for layout in (*ENDS, *MARKED):
         for piece in pieces if layout != "fountain" else ():
             back = [n for n in Counter(h.name for h in piece.heads(layout).values()).values() if n > 1]
-            found[layout] += sum(back) * (len(back) > 1)
+            found[layout] += sum(back) * (len(back) > 1) * (1.1 if layout == "indent" else 1)
     worth, layouts = [layout for layout, n in found.most_common() if n], [a for a in found if found[a]]
     for piece in pieces:
         piece.layouts = layouts
@@ -443,8 +441,11 @@ def convert(text: str, layout: Layout = "auto") -> Play:
             return play
         best = play if best.reason == NO_LAYOUT else best
     for name in CAPITALS:  # names in title case are taken where they are asked for
-        asked = best.reason == NO_LAYOUT and name in layouts
-        if asked and not refusal(reader, reader.read(name, named=True)):
+        if (
+            best.reason == NO_LAYOUT
+            and name in layouts
+            and not refusal(reader, reader.read(name, named=True))
+        ):
             best.reason = f"names may be meant, though not in capitals: try --layout={name}"
     return Play(text, "", [], best.kinds, best.doubtful, best.reason)
 

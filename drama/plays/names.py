@@ -47,8 +47,10 @@ TIME = re.compile(r"\d[:.]\d\d")
 
 
 @functools.lru_cache(1 << 16)
-def shouted(name: str) -> bool:
-    """Whether a name is in capitals, as in ANNA and BEN, or McGREGOR; 王 has none."""
+def shouted(name: str, first: bool = False) -> bool:
+    """Whether a name, or its first longer word, is in capitals: ANNA and BEN, or McGREGOR; 王 has none."""
+    if first:
+        name = next((word for word in name.split() if len(word) > 2), name)
     upper, lower = sum(map(str.isupper, name)), sum(map(str.islower, name))
     return lower == 0 or upper > 1.5 * lower
 
@@ -63,12 +65,11 @@ def shape(name: str) -> int:
         return 0
     if not any(map(str.isalpha, name)):
         return name.strip(".").isdigit() and len(name) < 4
-    wide = unicodedata.east_asian_width(name[0]) in "FW"
-    if wide and len(name) > 12:
+    if unicodedata.east_asian_width(name[0]) in "FW" and len(name) > 12:
         return 0
     first = next(c for c in name if c.isalpha())
     lower = [w for w in words if w[0].islower() and w not in PARTICLES]
-    return 0 if len(lower) > 3 else 1 if lower or first.islower() else 2
+    return 0 if len(lower) > 3 + 2 * shouted(name, first=True) else 1 if lower or first.islower() else 2
 
 
 class Head(NamedTuple):
@@ -108,19 +109,16 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
     end = ENDS[layout].search(line, start + 1, limit if limit < len(line) else len(line))
     opened = OPENING.search(line, start + 1, limit)
     beside, before = None, line[start : opened.start()].rstrip() if opened else ""
-    titled = layout == "dot" and shouted(before) and not before.endswith(".")  # MRS. PEARCE [rising] I
+    titled = layout == "dot" and shape(before) and shouted(before) and before[-1] != "."  # MRS. LI [rising] I
     if opened and (not end or opened.start() <= end.start() or titled):
         at = after_brackets(lines, spans, (i, opened.start()))
         if not at:
             return None
         name, rest = before, lines[at[0]][at[1] :]
         mark = ENDS[layout].match(rest[:8]) if rest else None
-        if rest and not mark:
-            if layout not in ("colon", "dot", "dash"):
-                return None
-            known = True  # LIZA [rising] I am.
-        if not rest and layout not in ("caps", "indent", "fountain"):
-            known = True
+        if rest and not mark and layout not in ("colon", "dot", "dash"):
+            return None
+        known |= not mark if rest else layout not in ("caps", "indent", "fountain")  # LIZA [rising] I am.
         at = at[0] - i, at[1] + (mark.end() if mark else 0)
         beside = Head(tidy(name), mark[0].strip() if mark else "(", at, known)
         if not end or opened.start() <= end.start():
@@ -138,11 +136,8 @@ def head_of(lines: list[str], spans: dict, i: int, layout: str) -> Head | None:
                 break
             shorter.append(Head(tidy(name), end[0].strip(), skip(lines, spans, i, end.end()), known))
             word = line[end.end() : more.start()].strip() if more else ""
-            if (
-                not word
-                or not (shouted(word) if shouted(name) else TITLES.match(last))
-                or OPENING.search(word)
-            ):
+            again = shouted(word) if shouted(name) else TITLES.match(last)
+            if not word or not again or OPENING.search(word):
                 break
             end = more
         first, *shorter = [beside, *shorter[::-1]] if beside else shorter[::-1]

@@ -22,10 +22,11 @@ PART = (
 HEADING = re.compile(
     rf"(?:the )?{PART}[ .:,]{{1,3}}(?:the )?(?:{NUMERAL}(?:$|\W+$|[.,:;—–-]+ ?\S| (?-i:[^\Wa-zà-ÿа-я]|[(\[]))"
     rf"|{ORDINAL}(?:\W*$|[.:—–-]+ ?\S))"
-    rf"|(?:the )?(?=(?:[^ ]{{1,30}} ){{1,2}}{PART})(?:{ORDINAL}|{NUMERAL})\.? {PART}(?:\W*$|[.:—–-]+ ?\S)"
+    rf"|(?:the )?(?=(?:[^ ]{{1,30}} ){{1,2}}{PART})(?:{ORDINAL}|{NUMERAL})\.? (?!sc\b){PART}"
+    r"(?:\W*$|[.:—–-]+ ?\S)"
     r"|第.{1,5}[幕场場景回折出集章](?:$|\W)|[一二三四五六七八九十]+、?[场場幕]$"
     r"|\d+-\d+[ \u3000]+[日夜晨昏早晚]"
-    r"|(?-i:(?:\d+[A-Z]? +)?(?:INT|EXT|EST|I/E)[./ ])"
+    r"|(?-i:(?:\d+[A-Z]? +)?(?:INT|EXT|I/E|EST(?=\W+[^\Wa-z]{2}))[./ ])"
     r"|(?-i:(?:THE END|FINIS|CURTAIN|VORHANG|RIDEAU|TEL[ÓO]N|SIPARIO|ЗАНАВЕС|КОНЕЦ|FADE (?:IN|OUT)|CUT TO"
     r"|The End|Finis|Curtain|Vorhang|Rideau|Telón|Sipario|Занавес|Конец|全?剧终|幕落|[完终終])\W*$)"
     r"|([-=*_~#•])(?: ?\1){2,}$|#{1,6} \S",
@@ -99,14 +100,13 @@ def page_numbers(lines: list[str]) -> set[int]:
     """Lines that are the same but for a number at an edge, which grows: of pages, with what runs along."""
     found = defaultdict(list)
     for i, line in enumerate(lines):
-        if line and len(line) < 70 and (match := PAGE.match(line)):
+        if line and len(line) < 70 and line[-1] not in ":：" and (match := PAGE.match(line)):
             text = (line[match.end("a") :] if match["a"] else line[: match.start("b")]).strip()
             found[text].append((int(match["a"] or match["b"]), i))
     pages = set()
     for text, numbers in found.items():
-        letters = any(map(str.isalpha, text))
         grow = all(a < b and i + 8 < j for (a, i), (b, j) in pairwise(numbers))
-        if grow and len(numbers) > (4 if letters else 1):
+        if grow and len(numbers) > (4 if any(map(str.isalpha, text)) else 1):
             pages.update(i for _, i in numbers)
     return pages
 
@@ -125,6 +125,9 @@ def unspoken(lines: list[str], spans: dict) -> list[str | None]:
             kinds[i] = "heading"
         elif line[0] in OPEN:
             at = after_brackets(lines, spans, (i, 0))
+            verse = line[0] == "(" and at and at[0] > i and before is None and lines[i + 1][0].isupper()
+            if verse and (lines[i - 1][-1] == "," or lines[i - 1][-1].isalnum()):
+                continue  # said within a sentence
             if at and not lines[at[0]][at[1] :].strip(" .:。"):
                 kinds[i : at[0] + 1] = ["direction"] * (at[0] + 1 - i)
             elif not at and (i, 0) not in spans:
@@ -139,7 +142,7 @@ def unspoken(lines: list[str], spans: dict) -> list[str | None]:
             kinds[i], listed = "heading", None
         elif casts < 4 and before in ("", "heading") and (match := CAST.match(line)):
             kinds[i], listed = "heading", None if match["rest"] else set()
-        elif FRONT.match(line) and (casts < 4 or line[0] not in "Cc"):  # or Castruccio, for short
+        elif before is not None and FRONT.match(line) and (casts < 4 or line[0] not in "Cc"):  # or Castruccio
             kinds[i] = "heading"
         elif STAGED.match(line) and (before == "" or line[0] in "△▲"):
             kinds[i] = "direction"

@@ -200,6 +200,41 @@ def test_a_group_that_speaks_once_before_a_colon_is_heard_where_its_name_is_a_co
     assert convert(typed(speeches)).speeches == speeches
 
 
+@pytest.mark.parametrize("heading", ["{}: ", "{}:\n"])
+@pytest.mark.parametrize("name", ["Alexander", "1 Old", "All 3", "3", "Time"])
+def test_who_speaks_once_before_a_colon_is_heard(heading, name):
+    words = ["The old men are all here.", "Old as we, all 3.", "Is it all? Old men,"]
+    titled = [(who.title(), said) for who, said in dialogue("ANNA", "BEN", "CARL", said=words)]
+    speeches = [*titled, ("Anna", "All are here."), (name, "Long live the king!"), *titled]
+    assert convert(typed(speeches, heading)).speeches == speeches
+
+
+def test_a_line_below_a_name_is_said_though_it_ends_as_names_do_or_is_in_capitals():
+    speeches = [*SPEECHES, ("ANNA", "Perhaps oftener:\nwho knows?"), ("BEN", "I, I."), *SPEECHES]
+    assert convert(typed(speeches, "{}:\n")).speeches == speeches
+
+
+def test_a_name_that_reads_as_a_heading_or_has_a_bracket_behind_it_is_heard():
+    speeches = [*dialogue("EST", "GORBODUC", "1 SC. LORD"), ("GORBODUC", "Madame (alas) I come.")]
+    assert convert(typed(speeches, "{}. ")).speeches == speeches
+
+
+def test_a_bracket_over_two_lines_of_a_sentence_in_verse_is_said():
+    speeches = [*SPEECHES, ("ANNA", "I come,\n(As he who came,\nAnd saw it once)\nto you."), *SPEECHES]
+    assert convert(typed(speeches)).speeches == speeches
+
+
+def test_what_stands_beside_a_name_without_a_mark_is_kept_where_the_speech_is_indented():
+    speeches = [*SPEECHES, ("ANNA en le saluant bien bas", "Where is it?"), *SPEECHES]
+    found = convert(typed(speeches, "{}\n", "\n", "    {}"))
+    assert (found.speeches, found.layout) == (speeches, "indent")
+
+
+def test_numbered_strophes_are_no_speakers():
+    speeches = [*SPEECHES, ("ANNA", "1. Where is it?\n2. Not here.\n3. Come!"), *SPEECHES]
+    assert convert(typed(speeches, "{}. ")).speeches == speeches
+
+
 @pytest.mark.parametrize("heading", ["{}. ", "{}\t", "**{}** "])
 def test_who_speaks_once_is_heard_after_a_speech_that_is_broken_off(heading):
     speeches = [*SPEECHES, ("ANNA", "But see,"), ("LOVEALL", "Convey him anywhere."), *SPEECHES]
