@@ -22,6 +22,7 @@ Layout = Literal[
     "fountain",
 ]  # fmt: skip
 PIECE = 15_000  # characters
+START = 300_000  # characters of a long text that are read where no piece of it is a play
 NEGLIGIBLE = 0.02  # of the lines may be doubtful
 INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\f]+")
 
@@ -398,11 +399,11 @@ def likely(text: str) -> tuple[list[str], list[str]]:
         for piece in pieces if layout != "fountain" else ():
             back = [n for n in Counter(h.name for h in piece.heads(layout).values()).values() if n > 1]
             found[layout] += sum(back) * (len(back) > 1) * (1.1 if layout == "indent" else 1)
-    worth, layouts = [layout for layout, n in found.most_common() if n], [a for a in found if found[a]]
+    layouts = worth = [layout for layout, n in found.most_common() if n]
     for piece in pieces:
         piece.layouts = layouts
     if len(text) > 2 * PIECE * len(pieces):
-        worth = [a for a in worth if not all(refusal(piece, piece.read(a)) for piece in pieces)] or worth[:1]
+        worth = [a for a in worth if not all(refusal(piece, piece.read(a)) for piece in pieces)]
     return layouts, worth
 
 
@@ -422,30 +423,29 @@ def convert(text: str, layout: Layout = "auto") -> Play:
     lines = text.count("\n")
     if lines > MANY and len(text.encode("utf-8", "surrogatepass")) < 5 * lines:  # Chinese has three a letter
         return Play(text, reason="no play has lines as short as these")
-    layouts, worth = likely(text)
-    if not layouts and not SCREEN.search(text):
+    (layouts, worth), scenes = likely(text), SCREEN.search(text)
+    if not layouts and not scenes:
         return Play(text, reason=NO_LAYOUT)
+    if not worth and not scenes and len(text) > 2 * START and (start := convert(text[:START])).reason:
+        return Play(text, "", [], start.kinds, start.doubtful, start.reason)
     reader = Reader(text)
     reader.layouts = layouts
-    if SCREEN.search(text):
+    if scenes:
         screen = Reader(text, fountain=True)
         play = screen.read("fountain")
         if not refusal(screen, play):
             return play
     best = Play(text, reason=NO_LAYOUT)
-    for name in worth:
+    for name in worth or layouts[:1]:
         play = reader.read(name)
         play.reason = refusal(reader, play)
         if not play.reason:
             play.layout *= play.text != "\n".join(reader.raw)
             return play
         best = play if best.reason == NO_LAYOUT else best
+    start = Reader(text[:START])
     for name in CAPITALS:  # names in title case are taken where they are asked for
-        if (
-            best.reason == NO_LAYOUT
-            and name in layouts
-            and not refusal(reader, reader.read(name, named=True))
-        ):
+        if best.reason == NO_LAYOUT and name in layouts and not refusal(start, start.read(name, named=True)):
             best.reason = f"names may be meant, though not in capitals: try --layout={name}"
     return Play(text, "", [], best.kinds, best.doubtful, best.reason)
 

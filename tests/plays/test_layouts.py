@@ -507,6 +507,13 @@ def test_a_long_text_is_read_whole_in_few_layouts(monkeypatch):
     assert convert(text).layout == "colon" and sum(lines) < 2 * text.count("\n")
 
 
+def test_of_a_long_text_that_is_no_play_only_a_beginning_is_read(monkeypatch):
+    read, lines = Reader.read, []
+    monkeypatch.setattr(Reader, "read", lambda r, *a, **k: (lines.append(len(r.lines)), read(r, *a, **k))[1])
+    text = "ANN:\nBEN:\nBEN:\n" * 60_000
+    assert convert(text).text == text and convert(text).reason and sum(lines) < 2 * text.count("\n")
+
+
 def test_a_long_text_of_lines_too_short_for_speech_is_left_alone_unless_its_layout_is_named():
     text = typed([(name, "x") for name, _ in dialogue("A", "B", "C", n=90_000)], "{}\n")
     assert convert(text).text == text and "short" in convert(text).reason
