@@ -142,8 +142,8 @@ def unspoken(lines: list[str], spans: dict) -> list[str | None]:
             kinds[i], listed = "heading", None
         elif casts < 4 and before in ("", "heading") and (match := CAST.match(line)):
             kinds[i], listed = "heading", None if match["rest"] else set()
-        elif before is not None and FRONT.match(line) and (casts < 4 or line[0] not in "Cc"):  # or Castruccio
-            kinds[i] = "heading"
+        elif FRONT.match(line) and line[0].lower() not in (casts > 3) * "c" + (before is None) * "t":
+            kinds[i] = "heading"  # Castruccio may be short, and Time a person
         elif STAGED.match(line) and (before == "" or line[0] in "△▲"):
             kinds[i] = "direction"
         elif line[0] in "_*" and i > shut and (end := emphasised(lines, i)) is not None:

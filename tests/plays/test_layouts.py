@@ -566,3 +566,10 @@ def test_many_lines_of_a_letter_or_two_are_no_play_but_chinese_ones_may_be(monke
     speeches = "罗：\n好。\n\n茱：\n不。\n\n罗：\n为何？\n\n茱：\n走！\n\n"
     assert convert(speeches * 20).reason == convert(speeches * 5).reason
     assert "lines as short" not in convert(speeches * 20).reason
+
+
+def test_a_place_among_speeches_without_empty_lines_is_nobody_s_word():
+    typed = "\n".join(4 * ["ANNA: Where are we?", "BEN: In a wood!"])
+    play = convert(typed)
+    found = convert(typed.replace("\nANNA", "\nScene: a wood.\nANNA"))
+    assert play.speeches == found.speeches and found.kinds.count("heading") == 3
