@@ -426,8 +426,8 @@ def convert(text: str, layout: Layout = "auto") -> Play:
     (layouts, worth), scenes = likely(text), SCREEN.search(text)
     if not layouts and not scenes:
         return Play(text, reason=NO_LAYOUT)
-    if not worth and not scenes and len(text) > 2 * START and (start := convert(text[:START])).reason:
-        return Play(text, "", [], start.kinds, start.doubtful, start.reason)
+    if not worth and not scenes and len(text) > 2 * START and (begun := convert(text[:START])).reason:
+        return Play(text, "", [], begun.kinds, begun.doubtful, begun.reason)
     reader = Reader(text)
     reader.layouts = layouts
     if scenes:
@@ -443,9 +443,12 @@ def convert(text: str, layout: Layout = "auto") -> Play:
             play.layout *= play.text != "\n".join(reader.raw)
             return play
         best = play if best.reason == NO_LAYOUT else best
-    start = Reader(text[:START])
+    if len(text) > START:
+        reader = Reader(text[:START])
+        reader.layouts = layouts
     for name in CAPITALS:  # names in title case are taken where they are asked for
-        if best.reason == NO_LAYOUT and name in layouts and not refusal(start, start.read(name, named=True)):
+        asked = best.reason == NO_LAYOUT and name in layouts
+        if asked and not refusal(reader, reader.read(name, named=True)):
             best.reason = f"names may be meant, though not in capitals: try --layout={name}"
     return Play(text, "", [], best.kinds, best.doubtful, best.reason)
 
