@@ -17,10 +17,12 @@ from hypothesis import settings as hypothesis_settings
 import prepare
 import train_drama
 from drama import program
+from drama.training import machine
 from drama.training.report import Report
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # its time says how busy a machine is
 hypothesis_settings.load_profile("any machine")
+machine.MEASURED_FOR = 0.02  # a thousand trainings need no exact MFU
 
 
 def pytest_addoption(parser):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from configurator import UserError, one_line
 from drama.device import find_device, find_dtype
 
+MEASURED_FOR = 0.5  # seconds of matrix products, where the peak is not known
 # Dense peak in TFLOP/s for 16-bit inputs, from the makers' data sheets; the first match is used. What is
 # not here, a part of a GPU (MIG) and laptops' GPUs are measured.
 PEAK_TFLOPS = {
@@ -78,9 +79,9 @@ class Machine:
                 # "L4" is not in "L40"
                 if re.search(rf"\b{name}\b(?! (?:Ti|SUPER|Laptop))", gpu) and "MIG" not in gpu:
                     return tflops * 1e12, f"the data sheet's {tflops} TFLOP/s"
-        n, flops, until = 256, 0.0, time.perf_counter() + 0.5
+        n, flops, until = 256, 0.0, time.perf_counter() + MEASURED_FOR
         a = torch.randn(n, n, device=self.device, dtype=self.dtype)
-        while time.perf_counter() < until:  # the best of half a second: other programs may be running
+        while time.perf_counter() < until:  # the best of many: other programs may be running
             start = time.perf_counter()
             (a @ a)[0, 0].item()  # waits for the device
             flops = max(flops, 2 * n**3 / (time.perf_counter() - start))

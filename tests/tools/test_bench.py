@@ -27,6 +27,10 @@ def small_models(monkeypatch):
     monkeypatch.setattr(programs, "train", train)
 
 
+def in_this_process(function, *args, timeout=None):
+    return function(*args)
+
+
 def last_line(text):
     return json.loads(text.strip().splitlines()[-1])
 
@@ -58,6 +62,7 @@ def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, 
 def test_a_busy_program_beside_it_is_started_measured_against_and_ended(call, corpus, monkeypatch):
     small_models(monkeypatch)
     monkeypatch.setattr(speed, "CHARACTERS", 20)
+    monkeypatch.setattr(speed, "in_a_process", in_this_process)
     started, popen = [], subprocess.Popen
 
     def watch(command, **kwargs):
@@ -137,7 +142,7 @@ def test_a_wrong_request_gets_one_line(call, folder, argv, words):
 
 def test_a_model_is_measured_in_every_format_that_takes_it(call, train, monkeypatch):
     train(out_dir="m")
-    monkeypatch.setattr(formats, "in_a_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(formats, "in_a_process", in_this_process)
     status, out, err = call("bench.py", "formats", "--out_dir=m", "--rounds=1")
     figures = last_line(out)
     names = ["float32", "hf", "onnx", "gguf", "gguf float16"]

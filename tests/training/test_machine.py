@@ -93,6 +93,7 @@ def test_the_peak_of_what_is_not_in_the_table_is_measured_at_two_operations_a_mu
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: randn(*shape, dtype=dtype))
     monkeypatch.setattr("time.perf_counter", tick)
+    monkeypatch.setattr("drama.training.machine.MEASURED_FOR", 0.5)
     flops, source = machine.peak_flops()
     assert flops == pytest.approx(2 * 256**3 / 0.1) and "measured" in source
 
@@ -107,6 +108,7 @@ def test_one_quiet_moment_is_enough_to_measure_the_peak(monkeypatch):
         return clock[0]
 
     monkeypatch.setattr("time.perf_counter", tick)
+    monkeypatch.setattr("drama.training.machine.MEASURED_FOR", 0.5)
     monkeypatch.setattr(torch, "randn", lambda *shape, **how: torch.ones(1, 1))  # the products cost nothing
     assert CPU.peak_flops()[0] >= 2 * 512**3 / 0.001
 
