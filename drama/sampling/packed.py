@@ -51,7 +51,7 @@ class PackedLinear(nn.Module):
 
     On a CPU its weight is put in oneDNN's own layout once, not again for every token: twice as fast for a
     few rows. Where oneDNN cannot do that (other processors), it is an ordinary linear layer; and so it is for
-    one row in float32 on Intel's processors, which MKL multiplies 1.4 times as fast.
+    one row in float32 on Intel's processors and on those without AVX-512: MKL is up to 1.4 times as fast.
     """
 
     def __init__(self, weight, bias, dtype: torch.dtype):
@@ -64,7 +64,9 @@ class PackedLinear(nn.Module):
             with contextlib.suppress(RuntimeError, AttributeError):
                 packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
                 self.packed_product(self.weight[:1], packed, self.bias)
-                if dtype == torch.float32 and "Intel" in torch.cpu.get_capabilities().get("cpu_name", ""):
+                cpu = torch.cpu.get_capabilities()
+                mkl_is_faster = "Intel" in cpu.get("cpu_name", "") or not cpu.get("avx512_f", True)
+                if dtype == torch.float32 and mkl_is_faster:
                     self.for_one_row = self.weight
                 self.weight, self.product = packed, self.packed_product
 

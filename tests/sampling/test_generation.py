@@ -113,11 +113,14 @@ def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
 
 
 @pytest.mark.parametrize("cpu, dtype, plain", [
-    ("Intel Core", torch.float32, True), ("Intel Core", torch.bfloat16, False),
-    ("AMD Zen", torch.float32, False),
+    (dict(cpu_name="Intel Core", avx512_f=True), torch.float32, True),
+    (dict(cpu_name="Intel Core", avx512_f=True), torch.bfloat16, False),
+    (dict(cpu_name="AMD Zen", avx512_f=True), torch.float32, False),
+    (dict(cpu_name="AMD Zen", avx512_f=False), torch.float32, True),
+    (dict(arm_bf16=True), torch.float32, False),
 ])  # fmt: skip
 def test_one_row_is_multiplied_by_what_is_fastest_and_gives_what_several_give(monkeypatch, cpu, dtype, plain):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": cpu})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     layer = PackedLinear(torch.randn(24, 16), torch.randn(24), dtype)
     x, products = torch.randn(3, 1, 16), []
     if layer.product is not F.linear:  # where oneDNN packs
