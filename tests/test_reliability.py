@@ -124,8 +124,8 @@ print(json.dumps(figures))
 
 
 def test_runs_killed_at_random_moments_go_on_to_the_unbroken_run_s_files(corpus, thorough, figures):
-    length, trials = (100, 100) if thorough else (40, 4)
-    settings = {**SMALL, "max_iters": length, "lr_decay_iters": length, "eval_interval": 15}
+    length, trials = (100, 100) if thorough else (24, 4)
+    settings = {**SMALL, "max_iters": length, "lr_decay_iters": length, "eval_interval": 8}
     settings |= {"save_minutes": 0, "device": "cpu", "dtype": "float32"}  # most of its time goes into saving
     process = start(corpus, "-c", KILL, trials, json.dumps(settings), env=ENVIRON)
     out, err = process.communicate(timeout=2400)
