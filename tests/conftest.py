@@ -22,7 +22,7 @@ from drama.training.report import Report
 
 hypothesis_settings.register_profile("any machine", deadline=None)  # its time says how busy a machine is
 hypothesis_settings.load_profile("any machine")
-machine.MEASURED_FOR = 0.02  # a thousand trainings need no exact MFU
+machine.MEASURED_FOR = 0.02  # no test needs an exact MFU
 
 
 def pytest_addoption(parser):

@@ -68,7 +68,7 @@ from drama.training.report import Report
 torch.set_num_threads(1)
 trials, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 draw = random.Random(0)
-machine.MEASURED_FOR = 0.02  # less would be done in a trial otherwise
+machine.MEASURED_FOR = 0.02  # else that would be most of a trial
 
 def begin(out_dir):
     child = os.fork()

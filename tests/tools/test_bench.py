@@ -25,8 +25,6 @@ def small_models(monkeypatch):
         return real(out_dir, *config, **{**SMALL, **settings})
 
     monkeypatch.setattr(programs, "train", train)
-    monkeypatch.setattr(speed, "CHARACTERS", 20)
-    monkeypatch.setattr(speed, "in_a_process", in_this_process)
 
 
 def in_this_process(function, *args, timeout=None):
@@ -63,6 +61,8 @@ def test_speeds_are_a_table_and_one_line_of_json_beside_nanogpt_s(call, corpus, 
 
 def test_a_busy_program_beside_it_is_started_measured_against_and_ended(call, corpus, monkeypatch):
     small_models(monkeypatch)
+    monkeypatch.setattr(speed, "CHARACTERS", 20)
+    monkeypatch.setattr(speed, "in_a_process", in_this_process)
     started, popen = [], subprocess.Popen
 
     def watch(command, **kwargs):
