@@ -65,7 +65,8 @@ def restore(optimizer: torch.optim.Optimizer, state: dict):
     if optimizer.state and set(optimizer.state) != weights:  # empty when all steps so far overflowed
         raise ValueError("not of these weights")
     for p, values in optimizer.state.items():
-        if any(value.dim() and value.shape != p.shape for value in values.values()):
+        sizes = (p.shape, (len(p), 1), ())
+        if any(value.shape not in sizes for value in values.values()):
             raise ValueError("not of these sizes")
 
 
@@ -84,13 +85,27 @@ def orthogonalize(matrices, dtype: torch.dtype):
     return x if wide else x.mT
 
 
+def even_rows(steps, squares: list, beta2: float = 0.95):
+    """steps (N, rows, columns) with each row divided by its usual size; each matrix stays as large as it was.
+
+    squares, one tensor (rows, 1) a matrix, are the running means of a row's squares, which this updates. That
+    they begin as zeros needs no correction: it is the same factor for all rows of a matrix.
+    """
+    torch._foreach_lerp_(squares, steps.square().mean(2, keepdim=True).unbind(), 1 - beta2)
+    even = steps / (torch.stack(squares).sqrt() + 1e-8)
+    before, after = (x.norm(dim=(1, 2), keepdim=True) for x in (steps, even))
+    return even.mul_(before / after.clamp(min=1e-8))  # a step may be all zeros
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are orthogonal matrices (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
     For the matrices within the blocks; AdamW takes embeddings, the head, norms and biases. Steps are scaled
-    to the size of AdamW's, so that both use one learning rate (Liu et al., 2025, arXiv:2502.16982). The same
-    as torch.optim.Muon except for the number format of its products, which is always bfloat16 there: on a
-    processor without bfloat16 instructions that takes a hundred times as long as float32.
+    to the size of AdamW's, so that both use one learning rate (Liu et al., 2025, arXiv:2502.16982). Each row
+    is divided by the size it usually has, so that no neuron learns more slowly than others (NorMuon: Li et
+    al., 2025, arXiv:2510.05491). Without the latter, torch.optim.Muon is the same except for the number
+    format of its products, which is always bfloat16 there: on a processor without bfloat16 instructions that
+    takes a hundred times as long as float32.
     """
 
     def __init__(self, params, lr, weight_decay: float, dtype: torch.dtype, momentum: float = 0.95):
@@ -104,6 +119,8 @@ class Muon(torch.optim.Optimizer):
             for p in weights:
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                if "row_squares" not in self.state[p]:  # a last.pt of before 29 November 2026 has none
+                    self.state[p]["row_squares"] = p.new_zeros(len(p), 1)
             means, gradients = [self.state[p]["momentum_buffer"] for p in weights], [p.grad for p in weights]
             torch._foreach_lerp_(means, gradients, 1 - momentum)  # one kernel on a GPU, not one for each
             directions = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's look ahead
@@ -114,5 +131,6 @@ class Muon(torch.optim.Optimizer):
             for shape, pairs in by_shape.items():
                 same, directions = zip(*pairs, strict=True)
                 steps = orthogonalize(torch.stack(directions), self.dtype).to(same[0].dtype)
+                steps = even_rows(steps, [self.state[p]["row_squares"] for p in same])
                 steps = steps.mul_(lr * 0.2 * math.sqrt(max(shape)))
                 torch._foreach_sub_(same, steps.unbind())

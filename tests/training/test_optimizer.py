@@ -3,31 +3,66 @@ import torch
 from helpers import CPU, SMALL, tiny_model
 
 from drama.training.machine import Machine
-from drama.training.optimizer import Muon, learning_rate_at, make_optimizers, orthogonalize, restore
+from drama.training.optimizer import (
+    Muon,
+    even_rows,
+    learning_rate_at,
+    make_optimizers,
+    orthogonalize,
+    restore,
+)
 from model import GPT
 from train_drama import Settings
 
 SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64), (48, 16)]
 
 
-def steps(make, n=5):
+def start_and_gradients(n=5):
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
-    optimizer = make(weights)
-    for _ in range(n):
-        for p in weights:
-            p.grad = torch.randn_like(p)
-        optimizer.step()
-    return weights
+    return weights, [[torch.randn(shape) for shape in SHAPES] for _ in range(n)]
 
 
-@pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 1e-6), (torch.float32, 3e-3)])
-def test_it_takes_the_steps_of_pytorch_s_own(dtype, atol):
+def normuon(p, gradients, lr: float, weight_decay: float):
+    """PyTorch's Muon, and NorMuon on top as its paper has it: one matrix, corrected as Adam's means are."""
+    muon = torch.optim.Muon([p], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    squares = torch.zeros(len(p), 1)
+    for i, p.grad in enumerate(gradients, 1):
+        before = p.detach().clone()
+        muon.step()
+        step = before - p.detach()
+        squares = 0.95 * squares + 0.05 * step.square().mean(1, keepdim=True)
+        even = step / (squares / (1 - 0.95**i)).sqrt()
+        p.data = before * (1 - lr * weight_decay) - lr * even * step.norm() / even.norm()
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 1e-5), (torch.float32, 3e-3)])
+def test_it_takes_the_steps_of_pytorch_s_own_with_rows_made_even(dtype, atol):
     how = dict(lr=0.03, weight_decay=0.2)
-    ours = steps(lambda weights: Muon(weights, **how, dtype=dtype))
-    theirs = steps(lambda weights: torch.optim.Muon(weights, **how, adjust_lr_fn="match_rms_adamw"))
+    ours, gradients = start_and_gradients()
+    muon = Muon(ours, **how, dtype=dtype)
+    for each in gradients:
+        for p, gradient in zip(ours, each, strict=True):
+            p.grad = gradient
+        muon.step()
+    theirs, _ = start_and_gradients()
+    for i, p in enumerate(theirs):
+        normuon(p, [each[i] for each in gradients], **how)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def test_rows_are_made_even_and_matrices_keep_their_size():
+    torch.manual_seed(0)
+    sizes = torch.tensor([0.01, 1.0, 100.0, 0.0])[:, None]  # the last row never learns
+    squares = [torch.zeros(4, 1), torch.zeros(4, 1)]
+    for _ in range(100):
+        steps = torch.randn(2, 4, 64) * sizes
+        steps[1] = 0  # as where what follows a matrix is still zero
+        even = even_rows(steps, squares)
+        torch.testing.assert_close(even.norm(dim=(1, 2)), steps.norm(dim=(1, 2)))
+    rows = even[0].square().mean(1).sqrt()
+    assert rows[:3].max() < 1.5 * rows[:3].min() and rows[3] == 0 and not even[1].any()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -88,6 +123,22 @@ def test_an_optimizer_takes_over_what_another_gathered_but_not_for_other_weights
     for other in (made(n_layer=1), made(n_embd=32)):
         with pytest.raises(ValueError):
             restore(other, gathered)
+
+
+def test_muon_goes_on_from_a_state_that_knows_no_rows_but_not_from_one_of_other_rows():
+    """A last.pt of before 29 November 2026 has the means of the gradients alone."""
+    weights, gradients = start_and_gradients()
+    muon = Muon(weights, 0.03, 0.2, torch.float32)
+    state = {i: {"momentum_buffer": gradient} for i, gradient in enumerate(gradients[0])}
+    restore(muon, state)
+    for p, gradient in zip(weights, gradients[1], strict=True):
+        p.grad = gradient
+    muon.step()
+    assert all(p.isfinite().all() for p in weights)
+    assert [tuple(muon.state[p]["row_squares"].shape) for p in weights] == [(rows, 1) for rows, _ in SHAPES]
+    state[0]["row_squares"] = torch.zeros(47, 1)
+    with pytest.raises(ValueError):
+        restore(Muon(weights, 0.03, 0.2, torch.float32), state)
 
 
 @pytest.mark.parametrize("device, dtype, expected", [
