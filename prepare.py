@@ -22,6 +22,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ from drama.disk import read_json, replace_files, working_folder, write_atomicall
 from drama.plays.corpora import Source, fetch
 from drama.plays.files import Text, clean, cleaned_files, input_files, split, written
 from drama.plays.layouts import Layout
+from drama.plays.renamed import with_other_names
 from drama.tokenizer import LARGEST, UNKNOWN, BPETokenizer, CharTokenizer, whole_words
 
 SHORTEST = 257  # one block of 256 and its next token, in each split
@@ -56,13 +58,15 @@ class Settings:
     #                           them), tinyshakespeare (the exact file)
     tokenizer: Tokenizer = "char"  # char; bpe: subword tokens, learned from the text; gpt2: GPT-2's own
     vocab_size: int = 1024  # for bpe: how many different tokens; the more, the more rarely each is seen
+    renamed: int = 0  # how many times more to train on the text with other names for its people, so that a
+    #                   model writes for people whom it does not know
     # Where and how
     dataset: str = "drama"  # the folder under data/ to write; train_drama.py --dataset=NAME reads it
     val_fraction: float = 0.1  # kept for validation: whole files of ten and more, else the end of the text
     validation: FilePath = ""  # the files to keep for validation instead, as input names files
 
     def __post_init__(self):
-        check(self, dict(vocab_size=256))  # the bytes alone
+        check(self, dict(vocab_size=256, renamed=0))  # 256: the bytes alone
         if self.vocab_size > LARGEST:
             raise UserError(f"vocab_size={self.vocab_size} is above {LARGEST}")
         if not re.fullmatch(r"\w[\w.-]*", self.dataset):
@@ -107,12 +111,12 @@ def survey(splits: list[list[Text]]) -> tuple[str, list[int], str]:
     return chars.tobytes().decode("utf-32-le"), lengths, sha.hexdigest()
 
 
-def write_splits(folder: Path, splits: dict[str, list[Text]], tok, meta: dict):
+def write_splits(folder: Path, splits: dict[str, Iterable[str]], tok, meta: dict):
     """Write the three files into folder; adds to meta how many tokens each split has, and its CRC-32."""
-    for name, texts in splits.items():
+    for name, pieces in splits.items():
         crc = 0
         with open(folder / f"{name}.bin", "wb") as f:
-            for piece in whole_words(joined(texts)):
+            for piece in whole_words(pieces):
                 tokens = tok.encode(piece).astype("<u2", copy=False)
                 crc = zlib.crc32(tokens, crc)
                 f.write(tokens.data)
@@ -208,7 +212,8 @@ def prepare(settings: Settings):
         meta["speakers"] = [name for name, _ in speeches.most_common()]
         new = own / "new"
         new.mkdir()
-        write_splits(new, dict(train=train, val=val), tok, meta)
+        more = with_other_names(train, settings.renamed, chars)
+        write_splits(new, dict(train=itertools.chain(joined(train), more), val=joined(val)), tok, meta)
         if (before := source_of(folder)) not in ("", source):
             print(f"{folder} is replaced: it was prepared from {before}")
         replace_files(new, folder)

@@ -384,9 +384,38 @@ def test_wrong_text_gets_one_line_and_leaves_nothing(call, folder, content, word
     assert not list(folder.glob("data/**/*.*"))
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_the_training_text_comes_again_with_other_names_and_the_validation_text_does_not(
+    call, folder, tokenizer
+):
+    text = play()
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    how = "--input=a.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"
+    assert call("prepare.py", *how, "--dataset=plain")[0] == 0
+    assert call("prepare.py", *how, "--dataset=more", "--renamed=2")[0] == 0
+    (before, train, val), (after, more, same) = read(folder, "plain"), read(folder, "more")
+    assert same == val and more.startswith(train + "\n\n") and after["tokenizer"] == before["tokenizer"]
+    assert after["characters"] == before["characters"] and after["speakers"] == before["speakers"]
+    unspoken = [line for line in train.split("\n") if not line.endswith(":")]
+    first, second = (more[len(train) :].split("\n")[2:][n * (train.count("\n") + 2) :] for n in (0, 1))
+    for lines in (first[: train.count("\n") + 1], second):
+        assert [line for line in lines if not line.endswith(":")] == unspoken
+        assert 0.2 < lines.count("LUCIO:") / train.count("LUCIO:") < 0.8 and lines.count("First Lord:")
+    assert first[: len(second)] != second
+    assert load_data("more", 32, CPU).identity != load_data("plain", 32, CPU).identity
+
+
+def test_a_text_without_names_to_exchange_is_refused(call, folder):
+    (folder / "a.txt").write_text("甲：\n來。\n\n乙：\n去。\n\n" * 300, encoding="utf-8")
+    status, _, err = call("prepare.py", "--input=a.txt", "--renamed=1")
+    assert status == 2 and "finds no names" in err and len(err.splitlines()) == 1
+    assert not (folder / "data" / "drama").exists()
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [
+        (dict(renamed=-1), "renamed=-1 is below 0"),
         (dict(input="nowhere.txt"), "no such file"),
         (dict(input=" , "), "names no file"),
         (dict(input="/dev/zero"), "not a plain file"),
