@@ -62,9 +62,9 @@ def renamed(text: Text, names: set[str], rng: Random, chars: str):
     for piece in stretches(text):
         others, taken = {}, set(names)
         for name in dict.fromkeys(word.lower() for word in WORD.findall(piece)):
-            if name in names and rng.random() < SHARE:
-                others[name] = invented(following, rng, taken, chars) or name
-                taken.add(others[name])
+            if name in names and rng.random() < SHARE and (other := invented(following, rng, taken, chars)):
+                others[name] = other
+                taken.add(other)
         yield WORD.sub(lambda word, others=others: as_written(word[0], others), piece)
 
 

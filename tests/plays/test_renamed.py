@@ -93,3 +93,4 @@ def test_new_names_are_made_of_the_text_s_characters(text, monkeypatch):
     content = "ANNA:\nHanna, hall!\n\nHANNA:\nAnna, nah!\n\n" * 30  # too few for capitals of all letters
     assert set(other(text(content), chars="".join(set(content)))) <= set(content)
     assert other(text(content), chars="") == content
+    assert other(text(PLAY), chars="") == PLAY  # McDuff as well
