@@ -14,7 +14,7 @@ from drama.tokenizer import whole_words
 
 WORD = re.compile(r"[^\W\d_]{3,}")
 STRETCH = 1500  # characters for which a name lasts
-SHARE = 0.5  # of the names that are others then
+SHARE = 0.25  # of the names that are others then
 TRIES = 100  # to find a name that no one has
 
 
@@ -29,7 +29,7 @@ def with_other_names(texts: list[Text], times: int, chars: str):
     if not any(people):
         raise UserError("renamed finds no names: it knows them by their capitals, in lines like ROMEO:")
     count = sum(map(len, people))
-    print(f"the training text again, {times} times, with others for half of its {count:,} names")
+    print(f"the training text again, {times} times, with others for a quarter of its {count:,} names")
     for n in range(times):
         for i, (text, names) in enumerate(zip(texts, people, strict=True)):
             yield "\n\n"
