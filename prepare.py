@@ -59,7 +59,7 @@ class Settings:
     tokenizer: Tokenizer = "char"  # char; bpe: subword tokens, learned from the text; gpt2: GPT-2's own
     vocab_size: int = 1024  # for bpe: how many different tokens; the more, the more rarely each is seen
     renamed: int = 0  # how many times more to train on the text with other names for its people, so that a
-    #                   model writes for people whom it does not know
+    #                   model relies less on the names that it knows
     # Where and how
     dataset: str = "drama"  # the folder under data/ to write; train_drama.py --dataset=NAME reads it
     val_fraction: float = 0.1  # kept for validation: whole files of ten and more, else the end of the text

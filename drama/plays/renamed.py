@@ -1,7 +1,7 @@
 """The same plays with other names for their people.
 
 A model that reads one play again and again learns its names by heart, and is at a loss where others speak.
-Where names change every few speeches, it learns what names look like, and to take them from what it has read.
+Where names change every few speeches, it learns what names look like, and relies less on those that it knows.
 """
 
 import re
@@ -29,7 +29,7 @@ def with_other_names(texts: list[Text], times: int, chars: str):
     if not any(people):
         raise UserError("renamed finds no names: it knows them by their capitals, in lines like ROMEO:")
     count = sum(map(len, people))
-    print(f"the training text again, {times} times, with others for a quarter of its {count:,} names")
+    print(f"the training text again, {times} times, with others for {SHARE:.0%} of its {count:,} names")
     for n in range(times):
         for i, (text, names) in enumerate(zip(texts, people, strict=True)):
             yield "\n\n"
@@ -59,10 +59,11 @@ def renamed(text: Text, names: set[str], rng: Random, chars: str):
         for end in range(1, len(name) + 1):
             for letters in (1, 2):
                 following[name[max(0, end - letters) : end]].append(name[end : end + 1])
+    allowed = set(chars)
     for piece in stretches(text):
         others, taken = {}, set(names)
         for name in dict.fromkeys(word.lower() for word in WORD.findall(piece)):
-            if name in names and rng.random() < SHARE and (other := invented(following, rng, taken, chars)):
+            if name in names and rng.random() < SHARE and (other := invented(following, rng, taken, allowed)):
                 others[name] = other
                 taken.add(other)
         yield WORD.sub(lambda word, others=others: as_written(word[0], others), piece)
@@ -80,7 +81,7 @@ def stretches(text: Text):
     yield held
 
 
-def invented(following: dict, rng: Random, taken: set, chars: str) -> str:
+def invented(following: dict, rng: Random, taken: set, allowed: set) -> str:
     """A word whose letters follow one or two others as they do in a name; "" where no try finds one."""
     for _ in range(TRIES):
         word = "^"
@@ -88,7 +89,7 @@ def invented(following: dict, rng: Random, taken: set, chars: str) -> str:
         while letter := rng.choice(following[word[-rng.choice((1, 2, 2, 2)) :]]):
             word += letter
         word = word[1:]
-        spelled = set(word.upper() + word.capitalize()) <= set(chars)
+        spelled = set(word.upper() + word.capitalize()) <= allowed
         if spelled and 3 <= len(word) <= 12 and word not in taken:
             return word
     return ""

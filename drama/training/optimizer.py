@@ -65,9 +65,9 @@ def restore(optimizer: torch.optim.Optimizer, state: dict):
     if optimizer.state and set(optimizer.state) != weights:  # empty when all steps so far overflowed
         raise ValueError("not of these weights")
     for p, values in optimizer.state.items():
-        sizes = (p.shape, (len(p), 1), ())
-        if any(value.shape not in sizes for value in values.values()):
-            raise ValueError("not of these sizes")
+        for name, value in values.items():
+            if value.dim() and value.shape != ((len(p), 1) if name == "row_squares" else p.shape):
+                raise ValueError("not of these sizes")
 
 
 def orthogonalize(matrices, dtype: torch.dtype):
