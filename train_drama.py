@@ -344,12 +344,18 @@ def find_corpus(settings: Settings, machine: Machine) -> Corpus:
 
 
 def main() -> int:
-    with others_may_be_gone():
-        result = train(configure(Settings, sys.argv[1:]), report=Report())
-        if dist.is_initialized():  # only when all is well: with another process gone this would wait for it
-            # one that exits with a signal's status ends them all, and the first has a line to say
-            dist.barrier()
+    try:
+        with others_may_be_gone():
+            result = train(configure(Settings, sys.argv[1:]), report=Report())
+            if dist.is_initialized():
+                # one that exits with a signal's status ends them all, and the first has a line to say
+                dist.barrier()
+                dist.destroy_process_group()
+    except BaseException:
+        # Gloo's threads may abort a process at its end; NCCL's group would wait for a process that is gone.
+        if dist.is_initialized() and dist.get_backend() == "gloo":
             dist.destroy_process_group()
+        raise
     return 128 + result["signal"] if result["signal"] else 0
 
 

@@ -186,6 +186,7 @@ def main():
     for out_dir in ("whole", "broken"):
         train_drama.train(replace(settings, out_dir=out_dir), machine, corpus, Report())
     dist.barrier()
+    dist.destroy_process_group()  # or gloo's threads may abort the process at its end
 
 run_program(main)
 """

@@ -463,6 +463,7 @@ machine = training_machine(settings.device, settings.dtype)
 for out_dir, max_iters in (("whole", 12), ("broken", 5), ("broken", 12)):
     train(replace(settings, out_dir=out_dir, max_iters=max_iters), machine)
 dist.barrier()
+dist.destroy_process_group()  # or gloo's threads may abort the process at its end
 """
 
 
@@ -479,7 +480,7 @@ def test_a_wrong_request_to_several_processes_gets_one_line(corpus):
     process = torchrun(corpus, 3, ROOT / "train_drama.py", batch_size=9, dataset="other")
     _, err = process.communicate(timeout=300)
     assert process.returncode and err.count("train_drama.py: ") == 1 and "is not prepared" in err
-    assert "this is a bug" not in err
+    assert "this is a bug" not in err and "terminate called" not in err
 
 
 # train_drama.py; the second process gets a signal and stands in a folder of its own, as on another computer.
