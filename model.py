@@ -5,6 +5,7 @@ positions, pre-norm blocks, GELU, one matrix for token embedding and output head
 same text in fewer iterations: embeddings of the last four tokens at every position, which every block sees
 anew, rotary positions, normalised queries and keys, squared ReLU, norms without weights, an output head of
 its own, that and the residual projections zero at the start, and dropout everywhere but on attention.
+With match above 0, a position also starts from what followed when the text before it last stood there.
 With n_ensemble above 1, that many stacks of blocks stand side by side between the same embeddings and head:
 each learns to predict by itself, and their predictions are averaged.
 Pure tensors: nothing here reads a file, prints, or imports another file of this project.
@@ -21,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 MOST_BLOCKS = 1_000  # a damaged file may claim any number
+PAST = 3  # tokens before its own whose embeddings a position of a modern model starts from
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,21 @@ class GPTConfig:
     dropout: float = 0.2
     bias: bool = False  # biases in Linear and LayerNorm, as GPT-2 has them; none is a bit better and faster
     arch: Literal["gpt2", "modern"] = "gpt2"
+    match: int = 0  # modern: positions see what followed an earlier match of so many tokens, or of fewer
     gelu: Literal["exact", "tanh"] = "exact"  # tanh: the approximation that OpenAI trained GPT-2 with
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name}={value!r} is not a whole number of at least 1")
+            least = int(field.name != "match")
+            if field.type is int and (type(value) is not int or value < least):
+                raise ValueError(f"{field.name}={value!r} is not a whole number of at least {least}")
             if get_origin(field.type) is Literal and value not in get_args(field.type):
                 raise ValueError(f"{field.name}={value!r} is none of {', '.join(get_args(field.type))}")
         if self.n_layer * self.n_ensemble > MOST_BLOCKS:
             raise ValueError(f"n_layer={self.n_layer} is too much: {MOST_BLOCKS:,} blocks are the most")
+        if self.match and self.arch != "modern":
+            raise ValueError(f"match={self.match} needs arch=modern")
         if type(self.bias) is not bool:
             raise ValueError(f"bias={self.bias!r} is neither True nor False")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
@@ -58,6 +64,11 @@ class GPTConfig:
         if self.arch == "modern" and self.n_embd // self.n_head % 2:
             sizes = f"n_embd={self.n_embd} / n_head={self.n_head} is odd, which rotary positions cannot pair"
             raise ValueError(f"{sizes}; try n_embd={self.n_embd + self.n_head}")
+
+    @property
+    def n_before(self) -> int:
+        """How many tokens before its own a position looks at without attention."""
+        return max(PAST, self.block_size + self.match - 1) if self.match else PAST
 
 
 class Dropout(nn.Dropout):
@@ -99,9 +110,9 @@ def rotate(x, angles):
 class Cache:
     """What `GPT.forward` asks of a key/value cache, so that it goes on where it stopped.
 
-    length: positions read so far. before (B, PAST): the last tokens read, vocab_size where there are none;
-    forward rewrites it. position (T,): where the new tokens stand, where length does not say. mask (T, past +
-    T): which positions they see, where that is not all up to their own.
+    length: positions read so far. before (B, n_before): the tokens read last, vocab_size where there are
+    none; forward rewrites it. position (T,): where the new tokens stand, where length does not say. mask
+    (T, past + T): which positions they see, where that is not all up to their own.
     """
 
     length: int
@@ -203,7 +214,25 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-PAST = 3  # tokens before its own that a position of a modern model starts from
+def find_match(text, T: int, most: int):
+    """What came next when the end of the text so far last stood in it, for the last T positions.
+
+    Compared are the tokens that end at a position and those that end earlier in text (B, N): as many as are
+    the same, `most` at most. The longest match counts, and of several the last. Returns the token after it
+    (B, T) and its length (B, T), 0 where there is none; N is at least T + most - 1. Programs that compress
+    text predict so (PAQ's match model); attention of few layers takes long to learn it, which n-gram heads
+    spare it too (Akyürek et al., 2024, arXiv:2401.12973).
+    """
+    N = text.size(1)
+    equal = text[:, N - T - most + 1 :, None] == text[:, None, :-1]  # (B, T + most - 1, N - 1)
+    end = torch.arange(most - 1, N - 1, device=text.device, dtype=torch.int32)  # where an earlier one may end
+    same = end < torch.arange(N - T, N, device=text.device)[:, None]  # (T, ends)
+    score = end  # N for each token that is the same, and the place
+    for start in range(most - 1, -1, -1):  # from the last token backwards
+        same = same & equal[:, start : start + T, start : start + len(end)]  # (B, T, ends)
+        score = torch.add(score, same, alpha=N)
+    best = score.amax(-1).long()
+    return text.gather(1, best % N + 1), best // N
 
 
 class GPT(nn.Module):
@@ -216,6 +245,8 @@ class GPT(nn.Module):
         # one row more than there are tokens, for where nothing comes before
         past = [nn.Embedding(config.vocab_size + 1, config.n_embd) for _ in range(PAST)] if modern else []
         self.wte_past = nn.ModuleList(past)
+        rows = config.vocab_size * config.match + 1  # for each token that followed and length; for none
+        self.wte_match = nn.Embedding(rows, config.n_embd) if config.match else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, n) for n in range(config.n_ensemble * config.n_layer))
         self.ln_f = norm(config)
@@ -236,7 +267,7 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Floating-point operations to train on one token, forward and backward (PaLM, appendix B)."""
         c = self.config
-        looked_up = [self.wte, *self.wte_past] if self.lm_head else []
+        looked_up = [self.wte, *self.wte_past, *filter(None, [self.wte_match])] if self.lm_head else []
         multiplied = self.num_params() - sum(table.weight.numel() for table in looked_up)
         multiplied += (c.n_ensemble - 1) * self.wte.weight.numel()  # the head, once for each member
         return 6 * multiplied + 12 * len(self.blocks) * c.n_embd * c.block_size
@@ -249,12 +280,17 @@ class GPT(nn.Module):
         # A table for each of the PAST tokens before makes a causal convolution over the text: the first block
         # starts from short stretches and need not find them by attention.
         B, T = idx.shape
-        before = idx.new_full((B, PAST), self.config.vocab_size) if cache is None else cache.before
-        text = torch.cat([before, idx], dim=1)  # (B, PAST + T)
+        V, match = self.config.vocab_size, self.config.match
+        before = idx.new_full((B, max(PAST, match - 1)), V) if cache is None else cache.before
+        text = torch.cat([before, idx], dim=1)  # (B, N + T)
+        N = before.size(1)
         for distance, table in enumerate(self.wte_past, start=1):
-            x = x + table(text.narrow(1, PAST - distance, T))
+            x = x + table(text.narrow(1, N - distance, T))
+        if match:
+            after, length = find_match(text, T, match)
+            x = x + self.wte_match(torch.where(length > 0, after * match + length - 1, V * match))
         if cache is not None:
-            cache.before.copy_(text.narrow(1, T, PAST))
+            cache.before.copy_(text.narrow(1, T, N))
         C = self.config.n_embd
         return F.layer_norm(x, (C,)), rotary_angles(positions, C // self.config.n_head)
 

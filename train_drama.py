@@ -59,6 +59,7 @@ class Settings:
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: Arch = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
+    match: int = 0  # modern: positions see what followed an earlier match of up to so many tokens; try 8
     n_layer: int = 6  # blocks; more are slower and need more text
     n_ensemble: int = 1  # stacks of blocks side by side, predictions averaged; 3 overfits later than 1
     n_head: int = 6  # attention heads in each block; 64 channels per head are usual
@@ -96,7 +97,8 @@ class Settings:
     compile: bool | None = None  # None: torch.compile on CUDA; true or false to insist
     cuda_graph: bool = False  # each iteration as one CUDA graph, for small models on one GPU; see docs/gpu.md
 
-    SHAPE: ClassVar = ("arch", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")  # of trained weights
+    # of trained weights
+    SHAPE: ClassVar = ("arch", "match", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")
     CHOSEN: ClassVar = ("max_iters", "lr_decay_iters", "warmup_iters", "block_size")  # by the run, perhaps
     FREE_TO_CHANGE: ClassVar = (  # when a run is continued: neither what it reads nor what it learns
         "out_dir", "init_from", "save_minutes", "max_iters", "eval_interval", "log_interval",

@@ -1,5 +1,6 @@
 # The lowest validation loss: three stacks of four layers side by side, trained for longer.
 arch = "modern"
+match = 8
 optimizer = "muon"
 n_ensemble = 3
 n_layer = 4

@@ -1,5 +1,6 @@
 # The shortest time to nanoGPT's best, 1.4697 on Tiny Shakespeare: val loss 1.4426 after 960 iterations.
 arch = "modern"
+match = 8
 optimizer = "muon"
 n_layer = 2
 n_head = 4

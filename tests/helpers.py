@@ -52,7 +52,7 @@ def play(n_speeches: int = 300, seed: int = 0) -> str:
 
 TINY = GPTConfig(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 ARCHITECTURES = [dict(bias=False), dict(bias=True), dict(arch="modern")]
-ARCHITECTURES += [dict(n_ensemble=2), dict(arch="modern", n_ensemble=3)]
+ARCHITECTURES += [dict(n_ensemble=2), dict(arch="modern", match=3, n_ensemble=3)]
 
 
 def tiny_model(seed=0, **changes) -> GPT:

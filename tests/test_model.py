@@ -37,6 +37,20 @@ def reference_logits(gpt, idx, member=0):
     return norm(x, "ln_f") @ w["wte.weight"].T
 
 
+def match_rows(tokens, c):
+    """For each position, the row of wte_match: of the longest match before it, then of the latest."""
+    rows, text = [], [c.vocab_size] * c.match + tokens  # before the text stands one token, again and again
+    for t in range(len(tokens)):
+        here, longest, row = text[t + 1 : t + 1 + c.match][::-1], 0, c.vocab_size * c.match
+        for end in range(max(0, t - c.block_size), t):
+            there = text[end + 1 : end + 1 + c.match][::-1]
+            n = next((n for n in range(c.match) if here[n] != there[n]), c.match)
+            if n and n >= longest:
+                longest, row = n, tokens[end + 1] * c.match + n - 1
+        rows.append(row)
+    return rows
+
+
 def modern_reference_logits(gpt, idx, member=0):
     """The modern architecture written out for any length: attention to the last block_size positions."""
     w, c = dict(gpt.named_parameters()), gpt.config
@@ -57,6 +71,8 @@ def modern_reference_logits(gpt, idx, member=0):
     for distance in (1, 2, 3):
         nothing = torch.full((len(idx), distance), c.vocab_size)
         x = x + w[f"wte_past.{distance - 1}.weight"][torch.cat([nothing, idx], 1)[:, :T]]
+    if c.match:
+        x = x + w["wte_match.weight"][torch.tensor([match_rows(row, c) for row in idx.tolist()])]
     x = x0 = norm(x)
     for i in range(member * c.n_layer, (member + 1) * c.n_layer):
         b = f"blocks.{i}"
@@ -222,7 +238,8 @@ def test_attention_is_the_same_fused_as_on_gpus_and_spelled_out_as_on_cpus(T, le
     (dict(n_layer=0), "n_layer=0"), (dict(block_size=-1), "block_size=-1"), (dict(vocab_size=1.5), "vocab"),
     (dict(dropout=1.0), "dropout=1.0"), (dict(dropout=-0.1), "dropout"), (dict(dropout=math.nan), "dropout"),
     (dict(arch="gpt3"), "arch='gpt3'"), (dict(arch="modern", n_embd=6, n_head=2), "try n_embd=8"),
-    (dict(bias=3), "bias"), (dict(n_head=True), "n_head"),
+    (dict(match=2), "needs arch=modern"), (dict(match=-1), "at least 0"), (dict(bias=3), "bias"),
+    (dict(n_head=True), "n_head"),
 ])  # fmt: skip
 def test_an_impossible_shape_is_refused_by_name(changes, words):
     with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
@@ -235,9 +252,10 @@ def test_too_long_a_context_is_refused():
         tiny_model()(tokens(1, 17))
 
 
+@pytest.mark.parametrize("match", [0, 1, 4, 16])
 @pytest.mark.parametrize("prompt", [1, 15, 16])
-def test_past_block_size_a_modern_model_writes_on_with_positions_that_slide(prompt):
-    gpt = tiny_model(arch="modern")
+def test_past_block_size_a_modern_model_writes_on_with_positions_that_slide(prompt, match):
+    gpt = tiny_model(arch="modern", match=match)
     text = generate(gpt, tokens(2, prompt), 40, Sampling(temperature=0))
     logits = modern_reference_logits(gpt, text)[:, prompt - 1 : -1]
     picked = logits.gather(-1, text[:, prompt:, None])[..., 0]

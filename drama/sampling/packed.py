@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import GPT, PAST, Cache, GPTConfig
+from model import GPT, Cache, GPTConfig
 
 
 class KVCache(Cache):
@@ -27,7 +27,7 @@ class KVCache(Cache):
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.nothing = config.vocab_size
-        self.before = torch.empty(batch, PAST, device=device, dtype=torch.long)
+        self.before = torch.empty(batch, config.n_before, device=device, dtype=torch.long)
         self.empty()
 
     def empty(self):

@@ -85,8 +85,9 @@ def start_from(state: dict, source: str, settings: Settings, tok) -> tuple[GPT, 
     added = joined.vocab_size - old.vocab_size
     block_size = min(settings.block_size, old.block_size)
     for name, table in weights.items():
-        if name.startswith(("wte", "lm_head")):  # the tables of earlier tokens have a row more, for none
-            weights[name] = grown(table, added, old.vocab_size)
+        if name.startswith(("wte", "lm_head")):  # some have a row more, for no token, and one many for each
+            rows = old.match if name == "wte_match.weight" else 1
+            weights[name] = grown(table, added * rows, old.vocab_size * rows)
         elif name == "wpe.weight":
             weights[name] = table[:block_size].clone()
     changes = dict(vocab_size=joined.vocab_size, block_size=block_size, dropout=settings.dropout)

@@ -119,7 +119,7 @@ def test_an_exported_model_writes_the_same_greedy_text(call, folder, kind, bias)
 
 
 OWN_CODE = {
-    "modern": dict(arch="modern"), "modern ensemble": dict(arch="modern", n_ensemble=2),
+    "modern": dict(arch="modern"), "modern ensemble": dict(arch="modern", match=4, n_ensemble=2),
     "gpt2 ensemble": dict(n_ensemble=2, bias=True),
 }  # fmt: skip
 

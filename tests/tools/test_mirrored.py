@@ -16,7 +16,7 @@ from model import GPT, GPTConfig
 from tools.export import mirrored
 from tools.export.loaded import nothing_read
 
-KINDS = [dict(gelu="exact"), dict(gelu="tanh"), dict(arch="modern")]
+KINDS = [dict(gelu="exact"), dict(gelu="tanh"), dict(arch="modern"), dict(arch="modern", match=8)]
 SHAPES = [{}, dict(n_ensemble=3), dict(bias=True), dict(bias=True, n_ensemble=2)]
 
 GELU = 'nn.GELU("tanh" if config.gelu == "tanh" else "none")'

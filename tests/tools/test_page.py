@@ -24,7 +24,7 @@ PAIRS = BPETokenizer(
 )
 KINDS = {
     "gpt2": (CHARS, {}), "gpt2 with biases": (CHARS, dict(bias=True, gelu="tanh")),
-    "modern": (CHARS, dict(arch="modern")), "ensemble": (CHARS, dict(arch="modern", n_ensemble=3)),
+    "modern": (CHARS, dict(arch="modern")), "ensemble": (CHARS, dict(arch="modern", match=4, n_ensemble=3)),
     "byte pairs": (PAIRS, dict(n_ensemble=2)),
 }  # fmt: skip
 SPEAKERS = ("LUCIO", "ISABELLA", "First Lord")

@@ -20,7 +20,8 @@ from model import GPT, GPTConfig
 CUDA = torch.device("cuda:0")
 B, T, C, V = 4, 64, 96, 50
 SHAPES = [
-    dict(arch="gpt2"), dict(arch="gpt2", bias=True), dict(arch="modern"), dict(arch="modern", n_ensemble=2)
+    dict(arch="gpt2"), dict(arch="gpt2", bias=True), dict(arch="modern"),
+    dict(arch="modern", match=4, n_ensemble=2),
 ]  # fmt: skip
 
 

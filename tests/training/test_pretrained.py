@@ -19,7 +19,7 @@ from tools.export.huggingface import fast_tokenizer
 from train_drama import Settings
 
 OTHER = "ZOË:\nQuiz? Jaguar!\n\nYX:\nI come.\n\n" * 200  # letters that the small play lacks
-SHAPES = [dict(arch="gpt2"), dict(arch="modern"), dict(arch="modern", n_ensemble=2), dict(bias=True)]
+SHAPES = [dict(arch="gpt2"), dict(arch="modern"), dict(arch="modern", match=2, n_ensemble=2), dict(bias=True)]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_model_goes_on_with_a_text_that_has_new_letters(two, call, corpus, sha
     first, second = checkpoint.load("first/ckpt.pt"), checkpoint.load("second/ckpt.pt")
     added = second["tokenizer"]["chars"].removeprefix(first["tokenizer"]["chars"])
     assert set(added) == set(OTHER) - set(play())
-    own = ("arch", "n_layer", "n_head", "n_embd", "n_ensemble", "bias", "block_size")
+    own = ("arch", "match", "n_layer", "n_head", "n_embd", "n_ensemble", "bias", "block_size")
     assert all(second["config"][name] == first["config"][name] == second["settings"][name] for name in own)
     for start in ("ZOË:", "LUCIO:"):  # the new, and what only the first text had
         command = ("--out_dir=second", f"--start={start}", "--num_samples=1", "--max_new_tokens=9")

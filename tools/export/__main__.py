@@ -25,7 +25,7 @@ from drama.disk import working_folder
 from drama.sampling.generation import Sampling, generate, prompt_ids
 from drama.speech import first_prompt
 from drama.training.pretrained import RANDOM
-from model import GPT, PAST
+from model import GPT
 from tools.export.gguf import write_gguf
 from tools.export.html import describe, write_html
 from tools.export.huggingface import max_length, write_hf
@@ -90,7 +90,8 @@ def card(lines: list[str], model: GPT, tok, prompt: str, folder: Path, to: str) 
         library={"hf": "transformers", "onnx": "onnxruntime"}.get(to, to),
         about="".join(f"- {line}\n" for line in lines),
         sample=tok.decode(sample[0].tolist()).strip("\n"),
-        prompt=prompt, out=folder.name, length=max_length(model), half=max(1, c.block_size // 2), past=PAST,
+        prompt=prompt, out=folder.name, length=max_length(model), half=max(1, c.block_size // 2),
+        past=c.n_before,
     )  # fmt: skip
     cards = Path(__file__).with_name("cards")
     name = "hf_code.md" if (folder / "model.py").exists() else f"{to}.md"

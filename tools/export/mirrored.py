@@ -19,12 +19,14 @@ FIGURES = {  # without biases, with; of ensembles without, with
     "exact": (1.9948984, -2.7164715, 3.3241703, -0.2075456),
     "tanh": (1.9949497, -2.7166616, 3.3239546, -0.2074184),
     "modern": (6.9745275, -3.0094313, -4.3220038, 5.2182348),
+    "match": (-6.3042013, 0.2082912, 0.4227512, 2.6084218),
 }
 
 
 def figure(config: GPTConfig) -> float:
     """A tiny model's logits as one number. Its weights follow from their names and shapes."""
-    model = empty_model(replace(config, **TINY, n_ensemble=min(2, config.n_ensemble))).eval()
+    tiny = dict(TINY, n_ensemble=min(2, config.n_ensemble), match=3 * bool(config.match))
+    model = empty_model(replace(config, **tiny)).eval()
     shapes = sorted((name, tuple(value.shape)) for name, value in model.state_dict().items())
     weights, start = {}, zlib.crc32(repr(shapes).encode()) % 1000
     for name, shape in shapes:
@@ -39,7 +41,8 @@ def figure(config: GPTConfig) -> float:
 def is_mirrored(config: GPTConfig) -> bool:
     """Whether a model of that kind computes what its mirrors do."""
     try:
-        figures = FIGURES[config.gelu if config.arch == "gpt2" else config.arch]
+        kind = "match" if config.match else config.arch
+        figures = FIGURES[config.gelu if kind == "gpt2" else kind]
         recorded = figures[2 * (config.n_ensemble > 1) + config.bias]
         tolerance = 2e-7 if config.arch == "gpt2" else 1e-5  # rotary angles are rounded to float32
         return abs(figure(config) - recorded) < tolerance

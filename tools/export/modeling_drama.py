@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .model import GPT, PAST, Cache, GPTConfig
+from .model import GPT, Cache, GPTConfig
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
@@ -29,13 +29,14 @@ class Past(Cache):
 
     def __init__(self, theirs, before, input_ids, config: GPTConfig):
         self.theirs, self.length, self.block_size = theirs, theirs.get_seq_length(), config.block_size
-        known = input_ids.new_full((len(input_ids), PAST), config.vocab_size)  # none
+        n = config.n_before
+        known = input_ids.new_full((len(input_ids), n), config.vocab_size)  # none
         if self.length:
-            if before is None or before.size(1) < min(PAST, self.length):
+            if before is None or before.size(1) < min(n, self.length):
                 before = getattr(theirs, "before", None)
             if before is None:
-                raise ValueError(f"of another model's cache give before, {PAST} tokens before input_ids")
-            known = torch.cat([known, before], dim=1)[:, -PAST:].clone()
+                raise ValueError(f"of another model's cache give before, {n} tokens before input_ids")
+            known = torch.cat([known, before], dim=1)[:, -n:].clone()
         self.before = theirs.before = known  # rewritten by forward
 
     def append(self, layer: int, k, v):
@@ -60,7 +61,7 @@ class DramaForCausalLM(PreTrainedModel, GenerationMixin):
         """Adds before: the tokens before the new ones. Of a prompt over block_size only the end is read."""
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         inputs["input_ids"] = inputs["input_ids"][:, -self.gpt.config.block_size :]
-        inputs["before"] = input_ids[:, : -inputs["input_ids"].size(1)][:, -PAST:]
+        inputs["before"] = input_ids[:, : -inputs["input_ids"].size(1)][:, -self.gpt.config.n_before :]
         return inputs
 
     def forward(self, input_ids, attention_mask=None, labels=None, use_cache=None, before=None, cache=None,
@@ -68,7 +69,7 @@ class DramaForCausalLM(PreTrainedModel, GenerationMixin):
         """input_ids (B, T) -> logits (B, T, V); with labels (B, T) the loss too: of each token's next one.
 
         While training the loss alone. cache (past_key_values in earlier versions) is one of transformers'
-        and grows in place; use_cache makes one. before (B, up to PAST): the tokens before input_ids; left
+        and grows in place; use_cache makes one. before (B, up to n_before): the tokens before input_ids; left
         out, they are those that the cache remembers. Raises ValueError for what it cannot read.
         """
         if unused.get("output_attentions") or unused.get("output_hidden_states"):

@@ -85,7 +85,18 @@ class Network {
   }
   empty() {
     this.length = 0;
-    this.before = [this.c.vocab_size, this.c.vocab_size, this.c.vocab_size];  // nothing
+    this.text = [];  // all tokens read
+  }
+  token(t) { return t < 0 ? this.c.vocab_size : this.text[t]; }  // before the text: nothing
+  match() {  // a row of wte_match: what came after the longest, then latest, match of the text's end, and how long it is
+    const t = this.text.length - 1;
+    let row = this.c.vocab_size * this.c.match, longest = 0;
+    for (let end = t - 1; end >= Math.max(0, t - this.c.block_size); end--) {
+      let n = 0;
+      while (n < this.c.match && this.token(t - n) === this.token(end - n)) n++;
+      if (n > longest) [longest, row] = [n, this.text[end + 1] * this.c.match + n - 1];
+    }
+    return row;
   }
   add(name, n) {  // row n of a table, to x
     const table = this.w[name], from = n * this.x.length;
@@ -99,8 +110,9 @@ class Network {
     x.fill(0);
     this.add("wte.weight", token);
     if (this.modern) {
-      this.before.forEach((past, n) => this.add(`wte_past.${n}.weight`, past));
-      this.before = [token, ...this.before.slice(0, 2)];
+      const t = this.text.push(token) - 1;
+      for (let n = 0; n < 3; n++) this.add(`wte_past.${n}.weight`, this.token(t - 1 - n));
+      if (c.match) this.add("wte_match.weight", this.match());
       normalise(x, 0, x.length, x, 0);
       for (let i = 0, half = this.cos.length; i < half; i++) {  // rotary positions
         const angle = this.length * 10000 ** (-i / half);

@@ -12,7 +12,7 @@ from drama.program import optional
 import torch
 
 from configurator import UserError
-from model import GPT, PAST, Cache
+from model import GPT, Cache
 from tools.export.huggingface import fast_tokenizer
 
 
@@ -40,12 +40,12 @@ class NextToken(torch.nn.Module):
     def forward(self, tokens, before, *kept):
         """tokens (1, T) -> logits (1, V) of what follows, and before and kept for the next call.
 
-        before (1, PAST): the tokens before these, vocab_size where there are none. kept: keys and values of
-        each layer in turn, (1, H, P, D), of the P tokens read so far; P + T is at most block_size.
+        before (1, n_before): the tokens before these, vocab_size where there are none. kept: keys and values
+        of each layer in turn, (1, H, P, D), of the P tokens read so far; P + T is at most block_size.
         """
         past = Past(before.clone(), kept, tokens.size(1))
         logits = self.model(tokens, cache=past)[0][:, 0]
-        return logits, torch.cat([before, tokens], dim=1)[:, -PAST:], *past.kept
+        return logits, torch.cat([before, tokens], dim=1)[:, -before.size(1) :], *past.kept
 
 
 def write_onnx(folder: Path, model: GPT, tok, prompt: str, dtype: str):
@@ -61,6 +61,7 @@ def write_onnx(folder: Path, model: GPT, tok, prompt: str, dtype: str):
     fast_tokenizer(tok).save(str(folder / "tokenizer.json"))
     names = [f"{kind}_{n}" for n in range(c.n_layer * c.n_ensemble) for kind in ("key", "value")]
     tokens = torch.zeros(1, min(3, c.block_size), dtype=torch.long)
+    nothing = torch.full((1, c.n_before), c.vocab_size)
     kept = [torch.zeros(1, c.n_head, 2, c.n_embd // c.n_head) for _ in names]
     new = torch.export.Dim("new", min=1, max=c.block_size)
     past = torch.export.Dim("past", min=0, max=c.block_size)
@@ -70,7 +71,7 @@ def write_onnx(folder: Path, model: GPT, tok, prompt: str, dtype: str):
         logging.disable(logging.WARNING)
         try:
             torch.onnx.export(
-                NextToken(model), (tokens, torch.full((1, PAST), c.vocab_size), *kept), folder / "model.onnx",
+                NextToken(model), (tokens, nothing, *kept), folder / "model.onnx",
                 dynamo=True, external_data=False, verbose=False, dynamic_shapes=shapes,
                 input_names=["tokens", "before", *names],
                 output_names=["logits", "before_next", *(f"{name}_next" for name in names)],
