@@ -152,7 +152,8 @@ PLAIN = {  # what a GPT-2 may also be told to do, and ours does not
 def their_config(theirs: dict) -> GPTConfig:
     """The shape that a config.json describes. Raises LookupError, TypeError or ValueError for another."""
     if theirs["model_type"] == "drama":  # of a model with its own code
-        return checkpoint.shape({field.name: theirs[field.name] for field in dataclasses.fields(GPTConfig)})
+        names = [field.name for field in dataclasses.fields(GPTConfig)]
+        return checkpoint.shape({name: theirs[name] for name in names if name in theirs})
     if theirs["model_type"] != "gpt2" or any(theirs.get(key, PLAIN[key]) != PLAIN[key] for key in PLAIN):
         raise ValueError("another kind of model")
     if theirs.get("n_inner") not in (None, 4 * theirs["n_embd"]):

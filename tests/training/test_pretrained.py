@@ -72,6 +72,9 @@ def test_a_damaged_folder_in_hugging_face_s_format_is_refused_with_its_reason(tw
     tok = CharTokenizer(checkpoint.load("first/ckpt.pt")["tokenizer"]["chars"])
     assert load_start("hf/model.safetensors", tok)["config"]["arch"] == arch  # its folder is meant
     config, weights = (Path("hf", name).read_bytes() for name in ("config.json", "model.safetensors"))
+    earlier = {name: value for name, value in json.loads(config).items() if name != "match"}
+    Path("hf/config.json").write_text(json.dumps(earlier))  # of a version that had no such setting
+    assert load_start("hf", tok)["config"]["match"] == 0
     for changes, words in (
         (dict(n_layer=1), "another number of layers"), (dict(n_layer=10**9), "1,000 blocks"),
         (dict(model_type="llama"), "another kind"), (dict(n_head=3), "n_head=3"), (dict(n_embd=64), "size"),
