@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from helpers import CPU, ROOT, SHORT, SMALL, equal, flags, loaded, losses, rows, start, weights
 
+import train_drama
 from configurator import UserError
 from drama import checkpoint
 from drama.device import find_dtype
@@ -481,6 +482,18 @@ def test_a_wrong_request_to_several_processes_gets_one_line(corpus):
     _, err = process.communicate(timeout=300)
     assert process.returncode and err.count("train_drama.py: ") == 1 and "is not prepared" in err
     assert "this is a bug" not in err and "terminate called" not in err
+
+
+def test_an_error_leaves_gloo_s_group_whose_threads_may_abort_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_drama.py", "--batch_size=none"])
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(UserError, match="batch_size"):
+            train_drama.main()
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 # train_drama.py; the second process gets a signal and stands in a folder of its own, as on another computer.

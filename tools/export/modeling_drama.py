@@ -29,13 +29,13 @@ class Past(Cache):
 
     def __init__(self, theirs, before, input_ids, config: GPTConfig):
         self.theirs, self.length, self.block_size = theirs, theirs.get_seq_length(), config.block_size
-        n = config.n_before
+        n, needed = config.n_before, min(config.n_before, self.length)
         known = input_ids.new_full((len(input_ids), n), config.vocab_size)  # none
         if self.length:
-            if before is None or before.size(1) < min(n, self.length):
+            if before is None or before.size(1) < needed:
                 before = getattr(theirs, "before", None)
             if before is None:
-                raise ValueError(f"of another model's cache give before, {n} tokens before input_ids")
+                raise ValueError(f"of another model's cache give before, {needed} tokens before input_ids")
             known = torch.cat([known, before], dim=1)[:, -n:].clone()
         self.before = theirs.before = known  # rewritten by forward
 
