@@ -14,7 +14,7 @@ from drama.tokenizer import whole_words
 
 WORD = re.compile(r"[^\W\d_]{3,}")
 STRETCH = 1500  # characters for which a name lasts
-SHARE = 0.25  # of the names that are others then
+SHARE = 0.5  # of the names that are others then
 TRIES = 100  # to find a name that no one has
 
 
