@@ -1,4 +1,4 @@
-# For a machine with no GPU: a third of the parameters, small steps, and what docs/experiments.md found to help.
+# For a machine with no GPU: a third of the parameters, small steps, and what helped in docs/experiments.md.
 arch = "modern"
 match = 8
 optimizer = "muon"
