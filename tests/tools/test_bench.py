@@ -127,7 +127,16 @@ def test_unknown_words_and_copied_stretches_are_counted(train, monkeypatch):
     windows = len(said.removesuffix("\n---------------\n")) - 49
     copied = len(speech + " ") - 49  # "#" is nowhere in the play
     assert measured["copied_percent"] == pytest.approx([100 * copied / windows])
+    assert measured["val_repeated_percent"] == [text.repeated_percent([text.words(play()[27_175:])])]
     assert len(set(seeds)) == 2  # another text each round
+
+
+def test_repeated_words_are_counted():
+    assert text.repeated_percent([list("abcdabce")]) == pytest.approx(100 / 6)  # of six runs, abc again
+    far = [f"word {n}" for n in range(text.NEAR)]
+    assert text.repeated_percent([["a", "b", "c", *far[3:], "a", "b", "c"]]) > 0
+    assert text.repeated_percent([["a", "b", "c", *far[2:], "a", "b", "c"]]) == 0
+    assert text.repeated_percent([["a", "b"], ["a", "b"]]) == 0  # nothing between two texts, or in short ones
 
 
 @pytest.mark.parametrize("argv, words", [

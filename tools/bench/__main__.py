@@ -4,7 +4,7 @@
     python -m tools.bench train --dtype=float32      one of them, in another number format
     python -m tools.bench --against=../nanoGPT       beside a checkout of nanoGPT, in turns: some forty
     python -m tools.bench busy                       with another program that keeps one processor busy
-    python -m tools.bench text --out_dir=model/best  what a model writes: shares of words, and of copied text
+    python -m tools.bench text --out_dir=model/best  what a model writes: unknown, copied, repeated
     python -m tools.bench formats --out_dir=model/best     the model in each format of tools.export
     python -m tools.bench gpu                        everything about a GPU
 
@@ -32,7 +32,7 @@ from tools.bench.formats import WRITERS, bench_formats
 from tools.bench.gpu import bench_gpu
 from tools.bench.programs import NanoGPT, Settings
 from tools.bench.speed import bench_busy, bench_sample, bench_train, limits
-from tools.bench.text import COPIED, bench_text
+from tools.bench.text import COPIED, NEAR, RUN, bench_text
 from train_drama import Settings as TrainSettings
 from train_drama import find_corpus
 
@@ -55,6 +55,8 @@ TABLE = (
     ("busy_one_s", "the same beside a busy program, s"),
     ("unknown_words_percent", "sampled words that the corpus lacks, %"),
     ("copied_percent", f"sampled stretches of {COPIED} copied from it, %"),
+    ("repeated_percent", f"{RUN} words that stood among {NEAR} before, %"),
+    ("val_repeated_percent", "the same in the validation text, %"),
     ("characters_per_s", "sample.py, characters per second"),
     *((f"{name}_ms", f"{name}, ms per character") for name in WRITERS),
     *((f"{name}_mb", f"{name}, MB") for name in WRITERS),
