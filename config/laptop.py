@@ -1,6 +1,6 @@
 # For a machine with no GPU: a third of the parameters, small steps, and what helped in docs/experiments.md.
 arch = "modern"
-match = 8
+match = 4
 optimizer = "muon"
 n_ensemble = 2  # two stacks of two layers learn more than one of four, in the same time
 n_layer = 2

@@ -2,7 +2,7 @@
 # Half an hour on two newer cores with bfloat16; --minutes=30 fits it to yours.
 dataset = "plays"
 arch = "modern"
-match = 8
+match = 4
 optimizer = "muon"
 n_layer = 6
 n_head = 6
