@@ -197,7 +197,7 @@ def test_the_page_in_docs_says_what_its_model_is_and_writes(opened):
     assert path.stat().st_size <= 5_000_000
     page = opened(path.as_uri())
     about = page.locator("#about li").all_text_contents()
-    assert about[0].startswith("trained on plays from scratch: 3.") and "learning_rate 0.0028" in about[3]
+    assert about[0].startswith("trained on plays from scratch: 1.75M") and "learning_rate 0.0028" in about[3]
     assert re.match(r"validation loss 1\.\d{4} nats per token", about[2])
     assert re.fullmatch(r"exported at commit [0-9a-f]{12}", about[4])
     text = written(page, start="HAMLET:", temperature=0, length=40)
