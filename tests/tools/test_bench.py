@@ -115,15 +115,16 @@ def test_unknown_words_and_copied_stretches_are_counted(train, monkeypatch):
     learned = play()[:27_175]  # the training split
     at = learned.index("\n\nLUCIO:\n", 1000) + 2
     speech = learned[at : learned.index(" ", at + 60)]
-    said = speech + " # zzz end\n---------------\n"
+    said = speech + " # zzz zzz zzz zzz end\n---------------\n"
     lines = [(0, line) for line in said.splitlines(keepends=True)]
     seeds = []
     monkeypatch.setattr(
         text, "python", lambda *_, seed, **kw: seeds.append(seed) or programs.Done(1.0, lines, 0)
     )
     measured, _ = (bench.bench_text(bench.Settings(), None, None, n) for n in range(2))
-    words = len(re.findall("[A-Za-z]+", speech)) + 1  # zzz, which is unknown; the last is not read
-    assert measured["unknown_words_percent"] == pytest.approx([100 / words])
+    words = len(re.findall("[A-Za-z]+", speech)) + 4  # zzz, which is unknown; the last is not read
+    assert measured["unknown_words_percent"] == pytest.approx([400 / words])
+    assert measured["repeated_percent"] == pytest.approx([100 / (words - 2)])  # three times zzz, again
     windows = len(said.removesuffix("\n---------------\n")) - 49
     copied = len(speech + " ") - 49  # "#" is nowhere in the play
     assert measured["copied_percent"] == pytest.approx([100 * copied / windows])
