@@ -13,6 +13,7 @@ from drama.program import going_without
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, else its functions' defaults would hold it for ever
 
 from configurator import UserError, one_line
 from drama.device import find_device, find_dtype
