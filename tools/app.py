@@ -24,7 +24,7 @@ from drama import checkpoint
 from drama.device import Dtype, find_device, find_dtype
 from drama.sampling.cast import Cast, Director
 from drama.sampling.generation import prompt_ids, stream
-from drama.sampling.packed import pack
+from drama.sampling.packed import ready_to_sample
 from drama.tokenizer import as_known, first_text
 from sample import LONGEST_PROMPT, LONGEST_SPEECH
 from sample import Settings as SampleSettings
@@ -119,7 +119,7 @@ class Models:
             if written_at != now:  # a training may have written a better one since
                 state = checkpoint.load(path)
                 model, tok = checkpoint.build_model(state, path)
-                loaded = pack(model.to(self.device), self.dtype), tok, state.get("speakers", [])
+                loaded = ready_to_sample(model, self.device, self.dtype), tok, state.get("speakers", [])
             self.loaded[name] = now, *loaded  # last, and so the last to go
         return loaded
 

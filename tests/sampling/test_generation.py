@@ -10,7 +10,7 @@ from torch import nn
 
 from drama.device import random_stream
 from drama.sampling.generation import GraphDecode, Sampling, Threads, generate, pick, prompt_ids
-from drama.sampling.packed import KVCache, PackedLinear, pack
+from drama.sampling.packed import KVCache, PackedLinear, pack, ready_to_sample
 from drama.tokenizer import CharTokenizer, UnknownCharacters
 
 
@@ -253,10 +253,24 @@ def test_the_largest_uniform_number_still_picks_a_token_that_takes_part():
         assert pick(torch.tensor([[9.0, 0.0, -200.0]]), u, Sampling(1.0, 0, top_p)) < 2
 
 
+def test_a_process_that_samples_on_a_gpu_leaves_out_cudnn_s_attention_which_prepares_for_each_length():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        ready_to_sample(tiny_model(), torch.device("cpu"), torch.float32)
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        with pytest.raises((RuntimeError, AssertionError)):  # there is no GPU to go to
+            ready_to_sample(tiny_model(), torch.device("cuda", 99), torch.float32)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 def test_cuda_gives_the_cpu_s_logits_while_reading_and_writing(arch):
+    torch.set_float32_matmul_precision("highest")  # trainings in this process use TF32, with fewer digits
     gpt, idx, text = tiny_model(arch=arch), tokens(3, 16), tokens(3, 44)
     read, written = gpt(idx, idx)[0], written_logits(gpt, text, 4)
     gpt.cuda()

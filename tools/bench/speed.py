@@ -19,7 +19,7 @@ import torch
 from drama import checkpoint
 from drama.device import find_device, find_dtype
 from drama.sampling.generation import Sampling, generate
-from drama.sampling.packed import pack
+from drama.sampling.packed import ready_to_sample
 from drama.training.dataset import Corpus
 from drama.training.machine import Machine
 from model import GPT
@@ -46,7 +46,7 @@ def decoding_seconds(path: Path, dtype: str, rows: int, graph: bool) -> float:
     """Seconds of decoding alone, CHARACTERS of each row, after some to warm up."""
     device = find_device("auto")
     gpt, _ = checkpoint.load_model(path)
-    pack(gpt.to(device), find_dtype(dtype, device))
+    ready_to_sample(gpt, device, find_dtype(dtype, device))
     idx, sampling = torch.zeros(rows, 1, dtype=torch.long, device=device), Sampling(0.8, top_k=200)
     for characters in (50, CHARACTERS):
         start = time.perf_counter()
