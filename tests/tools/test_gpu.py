@@ -15,6 +15,7 @@ from tools.bench import gpu, programs, speed
 NO_GPU = dict(compile=False, cuda_graph=False)
 FIGURES = {
     "eager": {"ms", "mfu_percent", "seconds", "loss", "val_loss"},
+    "default": {"ms", "mfu_percent", "seconds", "loss", "val_loss"},
     "best": {"ms", "mfu_percent", "seconds", "loss", "val_loss"},
     "sample-10": {"ms", "characters_per_s"},
     "kernels": {"ms", "below"},
@@ -90,6 +91,29 @@ def test_the_kernels_are_those_of_whole_iterations_after_the_first_ones(on_cpu, 
     assert figures == {"ms": pytest.approx(3.01), "below": ["3.000 ms gemm", "0.010 ms flash_fwd"]}
 
 
+SAID = """\
+step 0: train loss 4.3000, val loss 4.2900
+iter 0: loss 4.2800, time 9000.00ms, mfu -100.00%
+iter 10: loss 3.1000, time 8.00ms, mfu 12.00%
+step 20: train loss 2.5000, val loss 2.4000
+iter 20: loss 2.4500, time 6.00ms, mfu 14.00%
+step 30: train loss 1.5000, val loss 2.6000
+iter 30: loss 2.3000, time 7.00ms, mfu 16.00%
+"""
+
+
+def test_nanogpt_is_measured_beside_it_where_a_checkout_is_given(call, on_cpu, corpus):
+    for name, code in {"config/train_shakespeare_char.py": "", "train.py": f"print({SAID!r})"}.items():
+        (corpus / "nano" / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / "nano" / name).write_text(code)
+    status, out, _ = call("bench.py", "gpu", "nanogpt", "--against=nano")
+    figures = json.loads(out.splitlines()[-1])["nanogpt"]
+    assert status == 0 and figures.pop("seconds") > 0, out
+    assert figures == dict(ms=7, mfu_percent=14, loss=2.3, val_loss=2.4)
+    status, out, _ = call("bench.py", "gpu", "nanogpt")
+    assert status == 0 and "nanogpt" not in json.loads(out.splitlines()[-1])
+
+
 def test_the_tests_that_need_cuda_are_run_and_their_last_lines_shown(folder):
     figures = gpu.tests(folder, 200)
     assert figures["status"] == 0, figures
@@ -126,7 +150,7 @@ def test_a_function_that_takes_too_long_is_ended_and_one_that_crashes_is_told():
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["gpu", "fly"], "fly is none of tests, eager"), (["gpu"], "device='cuda' cannot be used here"),
+    (["gpu", "fly"], "fly is none of tests, default"), (["gpu"], "device='cuda' cannot be used here"),
 ])  # fmt: skip
 def test_a_wrong_request_gets_one_line(call, folder, argv, words):
     if torch.cuda.is_available():

@@ -6,7 +6,7 @@
     python -m tools.bench busy                       with another program that keeps one processor busy
     python -m tools.bench text --out_dir=model/best  what a model writes: unknown, copied, repeated
     python -m tools.bench formats --out_dir=model/best     the model in each format of tools.export
-    python -m tools.bench gpu                        everything about a GPU
+    python -m tools.bench gpu                        everything about a GPU; --against works here, too
 
 The programs themselves are run, at their default settings, and timed from outside; a figure is the median
 of all rounds. Prints a table, with what the machine's own limits would allow, and the same figures as one
@@ -91,7 +91,9 @@ def report(measured: dict, machine: str):
 
 def main():
     if "gpu" in sys.argv[1:2]:
-        bench_gpu(sys.argv[2:])
+        options = [word for word in sys.argv[2:] if word.startswith("-")]
+        names = [word for word in sys.argv[2:] if word not in options]
+        bench_gpu(names, configure(Settings, options).against)
         return
     asked = [word for word in sys.argv[1:] if word in BENCHES] or ["train", "sample"]
     unknown = [word for word in sys.argv[1:] if word.isalpha() and word not in BENCHES]
