@@ -36,7 +36,7 @@ from drama.training.machine import Machine, others_may_be_gone, training_machine
 from drama.training.optimizer import learning_rate_at, set_learning_rate
 from drama.training.pretrained import require_source
 from drama.training.report import Report, Silent
-from drama.training.run import Run
+from drama.training.run import WARM_UP, Run
 from drama.training.trial import compile_blocks, loss_and_norm, try_accelerations
 from model import GPTConfig
 
@@ -95,7 +95,7 @@ class Settings:
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them, or cuda:1
     dtype: Dtype = "auto"  # auto: the fastest the device has; or bfloat16, float16, float32
     compile: bool | None = None  # None: torch.compile on CUDA; true or false to insist
-    cuda_graph: bool = False  # each iteration as one CUDA graph, for small models on one GPU; see docs/gpu.md
+    cuda_graph: bool | None = None  # None: one CUDA graph an iteration, on one GPU; true or false to insist
 
     # of trained weights
     SHAPE: ClassVar = ("arch", "match", "n_ensemble", "n_layer", "n_head", "n_embd", "bias")
@@ -151,7 +151,8 @@ def train_step(model, run: Run, batches) -> dict[str, torch.Tensor]:
     for optimizer in run.optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip or math.inf)
-    if not (scaler.is_enabled() or settings.cuda_graph or (loss + norm).isfinite()):
+    recording = machine.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if not (scaler.is_enabled() or recording or (loss + norm).isfinite()):
         run.require_finite(run.iteration, loss=loss, grad_norm=norm)
     if not scaler.is_enabled() or norm.isfinite():  # when float16 overflows, no optimizer takes a step
         for optimizer in run.optimizers:
@@ -178,7 +179,7 @@ def worth_compiling(run: Run, report: Report) -> bool:
 
 def ready_to_train(run: Run, report: Report):
     """train_step as a function of batches: run.model is shared among processes, its blocks are compiled
-    where that is worth it and works, and all of it is one CUDA graph where that is asked for."""
+    where that is worth it and works, and all of it is one CUDA graph where that can be."""
     model = run.model.train()
     if run.machine.device.type == "cuda":
         try_accelerations(run, report)
@@ -193,14 +194,14 @@ def ready_to_train(run: Run, report: Report):
         if compiled:  # so that nothing is compiled again in training
             loss_and_norm(model, run, train=True)
     step = functools.partial(train_step, model, run)
-    if not run.settings.cuda_graph:
+    if not run.into_a_graph:
         return step
 
     def without(line: str):
         run.model.zero_grad(set_to_none=True)  # of the recording that failed
         report.say(line)
 
-    graph = CudaGraph(step, run.machine.device, warm_up=3, say=without)
+    graph = CudaGraph(step, run.machine.device, WARM_UP, say=without)
     return lambda batches: graph(torch.stack([torch.stack(xy) for xy in batches]))
 
 

@@ -1,5 +1,6 @@
 """CUDA graphs without a GPU: a recording that is played by calling the function again, as CUDA would."""
 
+import collections
 import contextlib
 import gc
 import weakref
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers import tiny_model, tokens
 
+from configurator import one_line
 from drama import cuda_graph
 from drama.cuda_graph import CudaGraph
 from drama.sampling import generation
@@ -21,7 +23,7 @@ class Recorder:
     """CUDA's part: what a graph records is not computed, and its replay computes it in the same tensors."""
 
     def __init__(self, monkeypatch):
-        self.events, self.recording = [], False
+        self.events, self.recording, self.takes, self.taken, self.free = [], False, 0, 0, 1
         recorder = self
 
         class Graph:
@@ -39,7 +41,7 @@ class Recorder:
         @contextlib.contextmanager
         def record(graph, stream, capture_error_mode):
             self.events.append("record")
-            self.graph, self.recording = graph, True
+            self.graph, self.recording, self.taken = graph, True, self.taken + self.takes
             yield
             self.recording = False
 
@@ -48,6 +50,10 @@ class Recorder:
             self.events.append(stream)
             yield
 
+        monkeypatch.setattr(cuda_graph, "idle", collections.defaultdict(list))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100 + self.taken)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free, 1000))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "graph", record)
@@ -87,11 +93,16 @@ def test_it_is_called_while_it_warms_up_then_replayed_and_no_call_counts_twice(r
     assert run(torch.zeros(3)) is run(torch.zeros(3))  # the same tensor each time
 
 
-def test_each_graph_has_a_stream_of_its_own_and_a_failed_one_leaves_the_current_stream(recorder, monkeypatch):
+def test_each_graph_has_a_stream_to_itself_and_a_failed_one_leaves_the_current_stream(recorder, monkeypatch):
     runs = [CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA) for _ in range(2)]
     for run in runs:
         run(torch.ones(1))
-    assert runs[0].stream is not runs[1].stream
+    first, second = (run.stream for run in runs)
+    assert first is not second
+    runs.clear()
+    again = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA)
+    again(torch.ones(1))
+    assert again.stream in (first, second)  # which nobody uses any more
 
     def fails(x):
         raise RuntimeError("CUDA out of memory.")
@@ -102,17 +113,28 @@ def test_each_graph_has_a_stream_of_its_own_and_a_failed_one_leaves_the_current_
     assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
 
 
-def test_what_cannot_be_recorded_is_called_from_then_on_with_one_line(recorder, monkeypatch):
+@pytest.mark.parametrize("error, why", [
+    ("operation not permitted when stream is capturing\nmore",) * 2,
+    ("CUDA out of memory. Tried to allocate 2 GiB", "too little memory"),
+])  # fmt: skip
+def test_what_cannot_be_recorded_is_called_from_then_on_with_one_line(recorder, monkeypatch, error, why):
     def refuses(graph, stream, capture_error_mode):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        raise RuntimeError(error)
 
     monkeypatch.setattr(torch.cuda, "graph", refuses)
     said = []
     run = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA, say=said.append)
     assert [run(torch.tensor([float(n)])).item() for n in (1, 2, 3)] == [1, 3, 6]
-    why = "operation not permitted when stream is capturing more"
-    assert said == [f"a CUDA graph does not work here ({why}); going on without"]
+    assert said == [f"a CUDA graph does not work here ({one_line(why)}); going on without"]
     assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
+
+
+@pytest.mark.parametrize("takes, free, said", [(3, 3, []), (4, 3, ["it takes most of the memory"])])
+def test_a_graph_that_would_take_more_memory_than_it_leaves_is_not_kept(recorder, takes, free, said):
+    recorder.takes, recorder.free, lines = takes, free, []
+    run = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA, say=lines.append)
+    assert [run(torch.tensor([float(n)])).item() for n in (1, 2, 3)] == [1, 3, 6]
+    assert lines == [f"a CUDA graph does not work here ({why}); going on without" for why in said]
 
 
 @pytest.mark.parametrize("wrong", [False, True])

@@ -54,6 +54,12 @@ class Machine:
             return bool(flag)
         return self.all_reduce(torch.tensor(float(bool(flag)), device=self.device)).item() > 0
 
+    def records(self, cuda_graph: bool | None) -> bool:
+        """Whether iterations become a CUDA graph: None where that can be, true to insist, false for never."""
+        # a graph cannot skip the step in which float16 overflows
+        can_be = self.device.type == "cuda" and self.world == 1 and self.dtype != torch.float16
+        return bool(cuda_graph) or (can_be and cuda_graph is None)
+
     @property
     def any_rank_is_cheap(self) -> bool:
         """Whether `any_rank` need not wait for a GPU."""

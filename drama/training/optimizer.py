@@ -38,8 +38,9 @@ def make_optimizers(model: GPT, settings: Settings, machine: Machine) -> list[to
     ]
     fused = machine.device.type in ("cuda", "cpu")
     # a graph reads the rate anew where it is a tensor
-    lr = torch.tensor(s.learning_rate, device=machine.device) if s.cuda_graph else s.learning_rate
-    kwargs = dict(betas=(s.beta1, s.beta2), fused=fused, capturable=s.cuda_graph)
+    recorded = machine.records(s.cuda_graph)
+    lr = torch.tensor(s.learning_rate, device=machine.device) if recorded else s.learning_rate
+    kwargs = dict(betas=(s.beta1, s.beta2), fused=fused, capturable=recorded)
     optimizers = [torch.optim.AdamW(groups, lr=lr, **kwargs)]
     if muon:
         # float16 has the digits, and where it is used (a T4) float32 takes eight times as long; not on a CPU

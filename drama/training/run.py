@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from train_drama import Settings
 
 
+WARM_UP = 3  # iterations at each start before the replays of a CUDA graph; the last is recorded
+
+
 class Run:
     """The state of a training; what it saves is what it holds.
 
@@ -40,7 +43,6 @@ class Run:
         self.iteration, self.best_val_loss, self.val_loss = 0, math.inf, math.inf
         self.chosen, self.origin = {}, ""
         self.saved_at = clock.total()
-        self.measured_from = None  # (iteration, seconds) from which --minutes measures the speed
         # the files are needed on the first process's machine only
         state = machine.broadcast(saved_state(settings, corpus.identity) if machine.rank == 0 else None)
         self.continued = state is not None
@@ -71,6 +73,7 @@ class Run:
         require_windows(counts, self.settings.block_size)  # subword tokens are fewer than characters
         self.model.to(machine.device)
         self.optimizers = make_optimizers(self.model, self.settings, machine)
+        self.slow_starts = WARM_UP if self.into_a_graph else 1  # iterations that --minutes does not measure
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         if self.continued:
             self.restore(state)
@@ -104,6 +107,11 @@ class Run:
         return not self.settings.minutes or "max_iters" in self.chosen
 
     @property
+    def into_a_graph(self) -> bool:
+        """Whether iterations become a CUDA graph, as the optimizers were made for."""
+        return self.optimizers[0].defaults["capturable"]
+
+    @property
     def finished(self) -> bool:
         return self.length_known and self.iteration > self.settings.max_iters
 
@@ -114,13 +122,15 @@ class Run:
     def choose_length(self) -> bool:
         """Set the length that --minutes asks for, once the speed is known; whether that is now. Collective.
 
-        The speed is known after five seconds of iterations or at the end of the warm-up, the first left out.
+        The speed is known after five seconds of iterations or at the end of the warm-up; the first, or those
+        before a CUDA graph is recorded, are left out.
         """
         if self.length_known:
             return False
         self.machine.wait()
         s, seconds = self.settings, self.clock.iterating()
-        if self.measured_from is None:
+        if self.slow_starts:
+            self.slow_starts -= 1
             self.measured_from = self.iteration, seconds
         first, start = self.measured_from
         known = self.iteration > first and (seconds - start >= 5 or self.iteration >= s.warmup_iters)

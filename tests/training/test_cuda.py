@@ -52,10 +52,14 @@ def test_float16_learns_as_bfloat16_does(train, optimizer):
     assert a == pytest.approx(b, rel=0.03)
 
 
-def test_the_default_run_takes_less_than_2_5_gb(train):
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_the_default_run_takes_less_than_3_gb(train, cuda_graph):
+    """Some 2.6 GB are activations, by the sizes of their tensors."""
+    others = torch.cuda.memory_allocated(DEVICE)  # of tests before
     torch.cuda.reset_peak_memory_stats(DEVICE)
-    train(device=DEVICE, compile=False, eval_iters=1, **{**DEFAULT, "max_iters": 3})
-    assert torch.cuda.max_memory_allocated(DEVICE) < 2.5e9
+    how = dict(compile=False, cuda_graph=cuda_graph, eval_iters=1)
+    train(device=DEVICE, **how, **{**DEFAULT, "max_iters": 6})
+    assert torch.cuda.max_memory_allocated(DEVICE) - others < 3e9
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])

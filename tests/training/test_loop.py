@@ -330,6 +330,17 @@ def test_a_step_whose_tensors_stay_in_place_as_a_graph_needs_makes_the_same_mode
     assert {id(group["lr"]) for optimizer in runs[1].optimizers for group in optimizer.param_groups} == rates
 
 
+GPU = Machine(torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("machine, asked, recorded", [
+    (GPU, None, True), (GPU, False, False), (replace(GPU, world=2), None, False), (CPU, None, False),
+    (replace(GPU, dtype=torch.float16), None, False), (replace(GPU, dtype=torch.float32), None, True),
+])  # fmt: skip
+def test_iterations_become_a_graph_on_one_gpu_unless_asked_otherwise(machine, asked, recorded):
+    assert machine.records(asked) == recorded
+
+
 @pytest.mark.parametrize("machine, said", [
     (CPU, "needs one GPU"), (Machine(torch.device("cuda"), torch.bfloat16, world=2), "needs one GPU"),
     (Machine(torch.device("cuda"), torch.float16), "float16's overflows"),

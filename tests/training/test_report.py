@@ -13,6 +13,7 @@ from configurator import UserError
 from drama import checkpoint
 from drama.training.dataset import Corpus
 from drama.training.machine import Machine
+from drama.training.run import Run
 from train_drama import Settings
 
 
@@ -46,6 +47,18 @@ def test_minutes_choose_the_length_and_the_schedule(train, minutes):
     assert result["iteration"] == chosen["max_iters"] + 1 and chosen["lr_decay_iters"] == chosen["max_iters"]
     last = float(rows("m")[-1]["lr"])
     assert last == pytest.approx(Settings(**{**SMALL, **SHORT}).min_lr)
+
+
+def test_iterations_before_a_cuda_graph_say_nothing_about_the_speed(train, monkeypatch):
+    class Recorded(Clocked):
+        def batches(self, settings, iteration, machine):
+            self.clock[0] += 20 * (iteration < 3)
+            return super().batches(settings, iteration, machine)
+
+    monkeypatch.setattr(Run, "into_a_graph", True)
+    began = Clocked.clock[0]
+    train(corpus=loaded(Recorded), now=lambda: Clocked.clock[0], out_dir="m", minutes=5.0)
+    assert 270 < Clocked.clock[0] - began < 310
 
 
 @pytest.mark.parametrize("settings", [dict(max_iters=1), dict(max_iters=3, warmup_iters=100)])
