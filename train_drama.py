@@ -201,7 +201,7 @@ def ready_to_train(run: Run, report: Report):
         run.model.zero_grad(set_to_none=True)  # of the recording that failed
         report.say(line)
 
-    graph = CudaGraph(step, run.machine.device, WARM_UP, say=without)
+    graph = CudaGraph(step, run.tensors, run.machine.device, WARM_UP, say=without)
     return lambda batches: graph(torch.stack([torch.stack(xy) for xy in batches]))
 
 

@@ -32,20 +32,20 @@ def on(stream):
 
 
 class CudaGraph:
-    """function(*tensors), recorded as a CUDA graph at its `warm_up`-th call and replayed from then on.
+    """function(*tensors), recorded as a CUDA graph after `warm_up` calls and replayed from then on.
 
     A graph is one launch where the function's operators are hundreds. The function may read and change
     tensors of its own in place, but shapes and what it does must be the same each time, and nothing in it
-    may read a GPU's value. Random numbers are drawn anew, from the seed set before each call. A call
-    overwrites the tensors that the one before returned. Elsewhere than on CUDA the function is just called;
-    so it is where it cannot be recorded, where the graph would take more memory than it leaves, or where its
-    first replay computes something else, and say is given a line. The last is looked at where `changes` names
-    all tensors without which a call could be made again.
+    may read a GPU's value. It returns a tuple or dictionary of tensors, which the next call overwrites.
+    Random numbers are drawn anew, from the seed set before each call. Elsewhere than on CUDA the function is
+    just called; so it is where it cannot be recorded, where the graph would take more memory than it leaves,
+    or where its first replay computes something else, and say is given a line. changes() lists the tensors
+    without which a call could be made again.
     """
 
-    def __init__(self, function, device: torch.device, warm_up: int = 1, changes=None, say=note):
-        self.function, self.device, self.warm_up = function, device, warm_up
-        self.changes, self.say, self.plain = changes, say, device.type != "cuda"
+    def __init__(self, function, changes, device: torch.device, warm_up: int = 1, say=note):
+        self.function, self.changes, self.device = function, changes, device
+        self.warm_up, self.say, self.plain = warm_up, say, device.type != "cuda"
         self.inputs = self.stream = None
         self.recorded = []  # the graph, which goes before another may use its stream
 
@@ -64,28 +64,29 @@ class CudaGraph:
         return self.result
 
     def warm(self):
-        """A call without a graph. The last one is recorded as well: in the same thread, whose libraries it
-        has set up; on a stream of its own, since a graph that is dropped frees what cuBLAS uses there."""
+        """A call without a graph, the last of them after a replay with which it is compared. All in one
+        thread, whose libraries are set up then, and on a stream of its own, since a graph that is dropped
+        frees what cuBLAS uses there."""
         if self.stream is None:
             streams, recorded = idle[self.device], self.recorded
             self.stream = stream = streams.pop() if streams else torch.cuda.Stream(self.device)
             weakref.finalize(self, lambda: (recorded.clear(), streams.append(stream)))
-        self.warm_up -= 1
         with on(self.stream):
-            before = self.state()
-            result = self.function(*self.inputs)
-            if self.warm_up <= 0:
+            replayed = None
+            if self.warm_up == 0:
                 try:
-                    self.record(before, result)
+                    replayed = self.record()
                 except Exception as e:  # of CUDA, or of a library that cannot be recorded
-                    if is_out_of_memory(e):  # without a graph, less is enough
-                        e = RuntimeError("too little memory")
-                    self.say(going_without("a CUDA graph", e))
-                    self.plain, self.result = True, None
-        return result
+                    # without a graph, less memory is enough
+                    self.go_without(RuntimeError("too little memory") if is_out_of_memory(e) else e)
+            self.warm_up -= 1
+            result = self.function(*self.inputs)
+            if replayed and not all(map(close, replayed, values(result))):
+                self.go_without(RuntimeError("its replay computes something else"))
+            return result
 
-    def record(self, before, expected):
-        """Raises RuntimeError where the replay does not compute what was expected."""
+    def record(self) -> list:
+        """Record the graph; what its first replay returns, after which all is as it was before."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved(self.device)
@@ -94,19 +95,29 @@ class CudaGraph:
         taken = torch.cuda.memory_reserved(self.device) - reserved  # and kept: evaluations cannot use it
         if taken > torch.cuda.mem_get_info(self.device)[0]:
             raise RuntimeError("it takes most of the memory")
-        if self.changes is not None:
-            after = self.state()
-            self.restore(before)
+        changed, random = self.changes(), torch.cuda.get_rng_state(self.device)
+        before = [tensor.clone() for tensor in changed]
+        try:
             graph.replay()
-            pairs = [(a, b) for a, b in zip(self.result, expected, strict=True) if a.is_floating_point()]
-            if not all(torch.allclose(a, b, rtol=0.02, atol=0.02) for a, b in pairs):
-                self.restore(after)
-                raise RuntimeError("its replay computes something else")
+            replayed = [value.clone() for value in values(self.result)]
+        finally:
+            torch.cuda.set_rng_state(random, self.device)
+            with torch.no_grad():
+                for tensor, value in zip(changed, before, strict=True):
+                    tensor.copy_(value)
         self.recorded.append(graph)
+        return replayed
 
-    def state(self) -> list:
-        return [tensor.clone() for tensor in self.changes or ()]
+    def go_without(self, error: Exception):
+        self.say(going_without("a CUDA graph", error))
+        self.recorded.clear()
+        self.plain, self.result = True, None
 
-    def restore(self, values):
-        for tensor, value in zip(self.changes, values, strict=True):
-            tensor.copy_(value)
+
+def values(result) -> list:
+    return list(result.values() if isinstance(result, dict) else result)
+
+
+def close(a, b) -> bool:
+    """Whether two results are the same but for rounding; tokens follow from logits, and may not be."""
+    return not a.is_floating_point() or torch.allclose(a, b, rtol=0.02, atol=0.02)

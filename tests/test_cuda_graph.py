@@ -31,6 +31,11 @@ class Recorder:
                 recorder.events.append("replay")
                 self.compute()
 
+        def draw(numbers=None):
+            """PyTorch's stream of random numbers: a replay must leave it as it was."""
+            recorder.events.append("numbers" if numbers is None else f"set {numbers}")
+            return 7
+
         class Stream:
             def __init__(self, device):
                 self.device = device
@@ -54,6 +59,8 @@ class Recorder:
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100 + self.taken)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free, 1000))
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: draw())
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda numbers, device: draw(numbers))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "graph", record)
@@ -61,6 +68,11 @@ class Recorder:
         monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.events.append("back"))
+
+    def graph_of_a_sum(self, warm_up=1, **how):
+        """A graph that adds its argument to a total, and returns that."""
+        total = torch.zeros(1)
+        return CudaGraph(self.adding_to(total), lambda: [total], CUDA, warm_up, **how)
 
     def adding_to(self, total):
         def add(x):
@@ -73,9 +85,13 @@ class Recorder:
                 self.graph.compute = compute
             else:
                 compute()
-            return result
+            return (result,)
 
         return add
+
+
+def sums(run, *numbers) -> list[float]:
+    return [run(torch.tensor([float(n)]))[0].item() for n in numbers]
 
 
 @pytest.fixture
@@ -85,23 +101,22 @@ def recorder(monkeypatch):
 
 @pytest.mark.parametrize("warm_up", [1, 3])
 def test_it_is_called_while_it_warms_up_then_replayed_and_no_call_counts_twice(recorder, warm_up):
-    run = CudaGraph(recorder.adding_to(torch.zeros(3)), CUDA, warm_up)
-    sums = [run(torch.full((3,), float(n)))[0].item() for n in (1, 2, 3, 4, 5)]
-    assert sums == [1, 3, 6, 10, 15]
-    called, recorded = [run.stream, "back"], [run.stream, "record", "back"]
-    assert recorder.events == called * (warm_up - 1) + recorded + ["replay"] * (5 - warm_up)
-    assert run(torch.zeros(3)) is run(torch.zeros(3))  # the same tensor each time
+    run = recorder.graph_of_a_sum(warm_up)
+    assert sums(run, 1, 2, 3, 4, 5) == [1, 3, 6, 10, 15]
+    called, recorded = [run.stream, "back"], [run.stream, "record", "numbers", "replay", "set 7", "back"]
+    assert recorder.events == called * warm_up + recorded + ["replay"] * (4 - warm_up)
+    assert run(torch.zeros(1)) is run(torch.zeros(1))  # the same tensors each time
 
 
-def test_each_graph_has_a_stream_to_itself_and_a_failed_one_leaves_the_current_stream(recorder, monkeypatch):
-    runs = [CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA) for _ in range(2)]
+def test_each_graph_has_a_stream_to_itself_and_a_failed_one_leaves_the_current_stream(recorder):
+    runs = [recorder.graph_of_a_sum() for _ in range(2)]
     for run in runs:
-        run(torch.ones(1))
+        sums(run, 1)
     first, second = (run.stream for run in runs)
     assert first is not second
     runs.clear()
-    again = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA)
-    again(torch.ones(1))
+    again = recorder.graph_of_a_sum()
+    sums(again, 1)
     assert again.stream in (first, second)  # which nobody uses any more
 
     def fails(x):
@@ -109,8 +124,12 @@ def test_each_graph_has_a_stream_to_itself_and_a_failed_one_leaves_the_current_s
 
     recorder.events.clear()
     with pytest.raises(RuntimeError, match="out of memory"):
-        CudaGraph(fails, CUDA)(torch.ones(1))
+        CudaGraph(fails, list, CUDA)(torch.ones(1))
     assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
+
+
+def without(why: str) -> list[str]:
+    return [f"a CUDA graph does not work here ({why}); going on without"]
 
 
 @pytest.mark.parametrize("error, why", [
@@ -123,43 +142,45 @@ def test_what_cannot_be_recorded_is_called_from_then_on_with_one_line(recorder, 
 
     monkeypatch.setattr(torch.cuda, "graph", refuses)
     said = []
-    run = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA, say=said.append)
-    assert [run(torch.tensor([float(n)])).item() for n in (1, 2, 3)] == [1, 3, 6]
-    assert said == [f"a CUDA graph does not work here ({one_line(why)}); going on without"]
+    assert sums(recorder.graph_of_a_sum(say=said.append), 1, 2, 3, 4) == [1, 3, 6, 10]
+    assert said == without(one_line(why))
     assert recorder.events[-1] == "back" and not cuda_graph.capturing.locked()
 
 
-@pytest.mark.parametrize("takes, free, said", [(3, 3, []), (4, 3, ["it takes most of the memory"])])
+@pytest.mark.parametrize("takes, free, said", [(3, 3, []), (4, 3, without("it takes most of the memory"))])
 def test_a_graph_that_would_take_more_memory_than_it_leaves_is_not_kept(recorder, takes, free, said):
     recorder.takes, recorder.free, lines = takes, free, []
-    run = CudaGraph(recorder.adding_to(torch.zeros(1)), CUDA, say=lines.append)
-    assert [run(torch.tensor([float(n)])).item() for n in (1, 2, 3)] == [1, 3, 6]
-    assert lines == [f"a CUDA graph does not work here ({why}); going on without" for why in said]
+    assert sums(recorder.graph_of_a_sum(say=lines.append), 1, 2, 3, 4) == [1, 3, 6, 10]
+    assert lines == said
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_a_replay_is_compared_once_where_a_call_can_be_made_again(recorder, wrong):
+def raising(result):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize("compute, why", [
+    (lambda result: result.fill_(99.0), "its replay computes something else"),
+    (lambda result: result.fill_(torch.nan), "its replay computes something else"),
+    (raising, "no such kernel"),
+])  # fmt: skip
+def test_a_first_replay_that_goes_wrong_leaves_nothing_behind(recorder, compute, why):
     total, said = torch.zeros(1), []
     add = recorder.adding_to(total)
 
     def step(x):
         result = add(x)
-        if wrong and recorder.recording:
-            recorder.graph.compute = lambda: result.fill_(99.0)
-        return (result,)
+        if recorder.recording:
+            recorder.graph.compute = lambda: compute(result[0]) + total.add_(5)
+        return result
 
-    run = CudaGraph(step, CUDA, changes=(total,), say=said.append)
-    assert [run(torch.tensor([float(n)]))[0].item() for n in (1, 2, 3)] == [1, 3, 6]
-    assert (
-        said
-        == ["a CUDA graph does not work here (its replay computes something else); going on without"] * wrong
-    )
+    run = CudaGraph(step, lambda: [total], CUDA, say=said.append)
+    assert sums(run, 1, 2, 3, 4) == [1, 3, 6, 10] and said == without(why)
 
 
 def test_elsewhere_it_is_just_called_with_tensors_that_stay_in_place(recorder):
     seen = []
-    run = CudaGraph(lambda x: seen.append(x.data_ptr()) or x + 1, torch.device("cpu"))
-    assert [run(torch.tensor([n]))[0].item() for n in (1, 2, 3)] == [2, 3, 4]
+    run = CudaGraph(lambda x: seen.append(x.data_ptr()) or (x + 1,), list, torch.device("cpu"))
+    assert sums(run, 1, 2, 3) == [2, 3, 4]
     assert len(set(seen)) == 1 and recorder.events == []
 
 

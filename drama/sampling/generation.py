@@ -102,7 +102,7 @@ class GraphDecode:
             finally:  # a recording may fail
                 cache.length, cache.position, cache.mask = length, None, None
 
-        self.graph = CudaGraph(step, device, changes=(cache.before,))
+        self.graph = CudaGraph(step, lambda: [cache.before], device)
 
     def __call__(self, token, u):
         """Add token (B, 1) to the cache; returns the logits (B, V) after it and the token (B, 1) u picks.

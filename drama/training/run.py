@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from train_drama import Settings
 
 
-WARM_UP = 3  # iterations at each start before the replays of a CUDA graph; the last is recorded
+WARM_UP = 3  # iterations at each start before the one that a CUDA graph records
 
 
 class Run:
@@ -73,7 +73,7 @@ class Run:
         require_windows(counts, self.settings.block_size)  # subword tokens are fewer than characters
         self.model.to(machine.device)
         self.optimizers = make_optimizers(self.model, self.settings, machine)
-        self.slow_starts = WARM_UP if self.into_a_graph else 1  # iterations that --minutes does not measure
+        self.slow_starts = WARM_UP + 1 if self.into_a_graph else 1  # iterations that --minutes leaves out
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         if self.continued:
             self.restore(state)
@@ -111,6 +111,11 @@ class Run:
         """Whether iterations become a CUDA graph, as the optimizers were made for."""
         return self.optimizers[0].defaults["capturable"]
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that an iteration changes."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        return [*self.model.parameters(), *(value for state in states for value in state.values())]
+
     @property
     def finished(self) -> bool:
         return self.length_known and self.iteration > self.settings.max_iters
@@ -123,7 +128,7 @@ class Run:
         """Set the length that --minutes asks for, once the speed is known; whether that is now. Collective.
 
         The speed is known after five seconds of iterations or at the end of the warm-up; the first, or those
-        before a CUDA graph is recorded, are left out.
+        before the replays of a CUDA graph, are left out.
         """
         if self.length_known:
             return False

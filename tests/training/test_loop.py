@@ -1,5 +1,6 @@
 """What a training does, one thing at a time: each test is for a line of the loop that could be lost."""
 
+import collections
 import contextlib
 import math
 import os
@@ -35,7 +36,8 @@ from helpers import (
 import prepare
 import train_drama
 from configurator import UserError
-from drama import checkpoint
+from drama import checkpoint, cuda_graph
+from drama.cuda_graph import CudaGraph
 from drama.device import find_dtype
 from drama.training import dataset
 from drama.training.dataset import Corpus, Split, load_data
@@ -328,6 +330,67 @@ def test_a_step_whose_tensors_stay_in_place_as_a_graph_needs_makes_the_same_mode
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert len(rates) == 1  # one tensor, still the same
     assert {id(group["lr"]) for optimizer in runs[1].optimizers for group in optimizer.param_groups} == rates
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """A CUDA graph whose replay is the recorded step, called again: recording(wrong) makes run.step one."""
+
+    def graphed(run, wrong: bool, report):
+        made = []
+
+        class Graph:
+            def replay(self):
+                for name, value in made[0].function(*made[0].inputs).items():
+                    made[0].result[name].copy_(value + wrong)
+
+        @contextlib.contextmanager
+        def record(graph, **how):  # computes nothing
+            before, numbers = [tensor.clone() for tensor in run.tensors()], torch.get_rng_state()
+            yield
+            torch.set_rng_state(numbers)
+            with torch.no_grad():
+                for tensor, value in zip(run.tensors(), before, strict=True):
+                    tensor.copy_(value)
+
+        def on_cuda(step, changes, device, *rest, **how):
+            made.append(CudaGraph(step, changes, torch.device("cuda"), *rest, **how))
+            return made[0]
+
+        stands_in = dict(
+            CUDAGraph=Graph, graph=record, Stream=lambda device: "a stream", empty_cache=lambda: None,
+            device=lambda device: contextlib.nullcontext(), memory_reserved=lambda device: 0,
+            mem_get_info=lambda device: (0, 0), get_rng_state=lambda device: torch.get_rng_state(),
+            set_rng_state=lambda numbers, device: torch.set_rng_state(numbers),
+        )  # fmt: skip
+        for name, value in stands_in.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(cuda_graph, "on", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(cuda_graph, "idle", collections.defaultdict(list))
+        monkeypatch.setattr(train_drama, "CudaGraph", on_cuda)
+        return train_drama.ready_to_train(run, report), made[0]
+
+    return graphed
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("how", [{}, dict(optimizer="muon", arch="modern", gradient_accumulation_steps=2)])
+def test_a_graph_s_first_replay_is_compared_and_made_again_dropout_and_all(corpus, recording, how, wrong):
+    class Lines(Quiet):
+        def say(self, text):
+            said.append(text)
+
+    said, runs = [], [run_of(cuda_graph=True, dropout=0.1, dtype="float32", **how) for _ in range(2)]
+    plain = train_drama.ready_to_train(runs[0], Quiet())
+    step, graph = recording(runs[1], wrong, Lines())
+    for iteration in range(7):
+        losses = []
+        for run, each in zip(runs, (plain, step), strict=True):
+            run.iteration = iteration
+            losses.append(update(each, run, 0.01)["loss"].item())
+        assert losses[0] == losses[1]
+    assert all(a.equal(b) for a, b in zip(*(run.tensors() for run in runs), strict=True))
+    assert bool(graph.recorded) != wrong and len(said) == wrong
 
 
 GPU = Machine(torch.device("cuda"), torch.bfloat16)

@@ -52,7 +52,7 @@ def test_minutes_choose_the_length_and_the_schedule(train, minutes):
 def test_iterations_before_a_cuda_graph_say_nothing_about_the_speed(train, monkeypatch):
     class Recorded(Clocked):
         def batches(self, settings, iteration, machine):
-            self.clock[0] += 20 * (iteration < 3)
+            self.clock[0] += 20 * (iteration < 4)
             return super().batches(settings, iteration, machine)
 
     monkeypatch.setattr(Run, "into_a_graph", True)
