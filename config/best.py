@@ -1,7 +1,7 @@
-# The lowest validation loss: three stacks of four layers side by side, trained for longer. 1.3361 on
+# The lowest validation loss: three stacks of four layers side by side, trained for longer. 1.3352 on
 # python prepare.py --source=tinyshakespeare --renamed=8 --dataset=tinyr
 arch = "modern"
-match = 8
+match = 4
 optimizer = "muon"
 n_ensemble = 3
 n_layer = 4

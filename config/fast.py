@@ -1,4 +1,4 @@
-# The shortest time to nanoGPT's best, 1.4697 on Tiny Shakespeare: val loss 1.4490 after 640 iterations.
+# The shortest time to nanoGPT's best, 1.4697 on Tiny Shakespeare: 1.4481 in bfloat16, 1.4490 in float32.
 arch = "modern"
 match = 4
 optimizer = "muon"
