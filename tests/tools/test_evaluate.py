@@ -20,8 +20,8 @@ PAIRS = [*(bytes([b]) for b in range(256)), b"LU", b"\n\n", b"\n\nI", b" day"]  
 
 
 def test_without_an_input_it_is_the_number_of_the_last_step_line(train, call):
-    train(max_iters=20, eval_interval=20)
-    status, out, err = call("evaluate.py")
+    train(max_iters=20, eval_interval=20, dtype="float32")
+    status, out, err = call("evaluate.py", "--dtype=float32")
     model = load_model("model", CPU)
     exact = loaded().evaluate_whole(model.model, model.model.config, CPU)
     assert (status, err) == (0, "")
