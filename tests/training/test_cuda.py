@@ -53,13 +53,12 @@ def test_float16_learns_as_bfloat16_does(train, optimizer):
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
-def test_the_default_run_takes_less_than_3_gb(train, cuda_graph):
-    """Some 2.6 GB are activations, by the sizes of their tensors."""
-    others = torch.cuda.memory_allocated(DEVICE)  # of tests before
+def test_the_default_run_takes_less_than_2_5_gb(train, cuda_graph):
+    others = torch.cuda.memory_allocated(DEVICE)  # what tests before it left: cuBLAS keeps what it has
     torch.cuda.reset_peak_memory_stats(DEVICE)
     how = dict(compile=False, cuda_graph=cuda_graph, eval_iters=1)
     train(device=DEVICE, **how, **{**DEFAULT, "max_iters": 6})
-    assert torch.cuda.max_memory_allocated(DEVICE) - others < 3e9
+    assert torch.cuda.max_memory_allocated(DEVICE) - others < 2.5e9
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
