@@ -10,6 +10,7 @@ The same command run again continues where the run was stopped.
 
 import contextlib
 import functools
+import gc
 import math
 import signal
 import sys
@@ -196,6 +197,7 @@ def ready_to_train(run: Run, report: Report):
     step = functools.partial(train_step, model, run)
     if not run.into_a_graph:
         return step
+    gc.collect()  # what has failed holds autograd's nodes, of a stream that is not the graph's
 
     def without(line: str):
         run.model.zero_grad(set_to_none=True)  # of the recording that failed
@@ -243,7 +245,9 @@ def train_loop(run: Run, report: Report, stop: Stop):
             metrics["loss"] = machine.all_reduce(metrics["loss"]) / machine.world
             metrics = {name: value.item() for name, value in metrics.items()}
             report.iteration(metrics | dict(lr=learning_rate))
-            run.require_finite(run.iteration - 1, loss=metrics["loss"])
+            if run.scaler.is_enabled():  # which leaves an iteration out where float16 overflows
+                del metrics["grad_norm"]
+            run.require_finite(run.iteration - 1, **metrics)
         report.progress()
         if run.choose_length():
             report.length_chosen()

@@ -52,12 +52,15 @@ class Dictated:
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-3), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("rows", [1, 10])
-def test_a_graph_gives_the_logits_that_are_computed_without_past_block_size_too(arch, dtype, atol, rows):
+def test_a_graph_gives_the_logits_that_are_computed_without_past_block_size_too(
+    capsys, arch, dtype, atol, rows
+):
     model, tokens = ready(dtype, arch=arch), torch.randint(65, (rows, 150), device=DEVICE)
     with_graph, without = Dictated(tokens), Dictated(tokens)
     for director, graph in ((with_graph, True), (without, False)):
         written = generate(model, start(rows), 150, director=director, graph=graph)
         assert written[:, 1:].equal(tokens)
+    assert not capsys.readouterr().err  # no graph failed
     expected = torch.stack(without.logits)
     torch.testing.assert_close(torch.stack(with_graph.logits), expected, rtol=0, atol=atol)
 

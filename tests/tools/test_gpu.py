@@ -14,9 +14,9 @@ from tools.bench import gpu, programs, speed
 
 NO_GPU = dict(compile=False, cuda_graph=False)
 FIGURES = {
-    "eager": {"ms", "mfu_percent", "seconds", "loss", "val_loss"},
-    "default": {"ms", "mfu_percent", "seconds", "loss", "val_loss"},
-    "best": {"ms", "mfu_percent", "seconds", "loss", "val_loss"},
+    "eager": {"ms", "mfu_percent", "seconds", "loss", "val_loss", "below"},
+    "default": {"ms", "mfu_percent", "seconds", "loss", "val_loss", "below"},
+    "best": {"ms", "mfu_percent", "seconds", "loss", "val_loss", "below"},
     "sample-10": {"ms", "characters_per_s"},
     "kernels": {"ms", "below"},
 }
@@ -118,6 +118,7 @@ def test_the_tests_that_need_cuda_are_run_and_their_last_lines_shown(folder):
     figures = gpu.tests(folder, 200)
     assert figures["status"] == 0, figures
     assert torch.cuda.is_available() or "skipped" in figures["below"][-1]
+    assert gpu.tests(folder, 0.5) == {"below": ["stopped for want of time"]}
 
 
 def test_what_fails_is_told_and_the_others_go_on(monkeypatch, capsys):
@@ -150,7 +151,7 @@ def test_a_function_that_takes_too_long_is_ended_and_one_that_crashes_is_told():
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["gpu", "fly"], "fly is none of tests, default"), (["gpu"], "device='cuda' cannot be used here"),
+    (["gpu", "fly"], "fly is none of tests, eager"), (["gpu"], "device='cuda' cannot be used here"),
 ])  # fmt: skip
 def test_a_wrong_request_gets_one_line(call, folder, argv, words):
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gc
 import math
 import os
 import pty
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import weakref
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -391,6 +393,36 @@ def test_a_graph_s_first_replay_is_compared_and_made_again_dropout_and_all(corpu
         assert losses[0] == losses[1]
     assert all(a.equal(b) for a, b in zip(*(run.tensors() for run in runs), strict=True))
     assert bool(graph.recorded) != wrong and len(said) == wrong
+
+
+def test_what_failed_before_is_freed_before_a_graph_is_recorded(corpus, recording, monkeypatch):
+    held = []
+
+    def fails(*args):
+        held.append(weakref.ref(activations := args[0] + 0))
+        raise RuntimeError(f"no compiler for {activations.shape}")
+
+    monkeypatch.setattr(torch, "compile", lambda call: fails)
+    gc.disable()  # which might do it by chance
+    try:
+        recording(run_of(cuda_graph=True, compile=True, dtype="float32"), False, Quiet())
+    finally:
+        gc.enable()
+    assert held and held[0]() is None
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_gradient_that_is_not_finite_ends_a_run_at_its_line_but_in_float16(train, monkeypatch, scaled):
+    """In a CUDA graph nobody looks before; float16 leaves such an iteration out."""
+
+    def ready(run, report):
+        run.scaler = SimpleNamespace(is_enabled=lambda: scaled, state_dict=dict)
+        return lambda batches: dict(loss=torch.tensor(4.0), grad_norm=torch.tensor(math.nan))
+
+    monkeypatch.setattr(train_drama, "ready_to_train", ready)
+    ends = pytest.raises(FloatingPointError, match="grad norm is nan at iteration 0")
+    with contextlib.nullcontext() if scaled else ends:
+        train(max_iters=3)
 
 
 GPU = Machine(torch.device("cuda"), torch.bfloat16)

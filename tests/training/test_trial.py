@@ -84,6 +84,18 @@ def test_fused_attention_that_fails_or_is_wrong_is_turned_off(tried, monkeypatch
     assert not torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
+def test_an_attention_that_fails_only_where_it_drops_is_turned_off_too(tried, monkeypatch):
+    right = CausalSelfAttention.attend_cpu
+
+    def attend(self, q, k, v):
+        if self.training and torch.backends.cuda.flash_sdp_enabled():
+            raise RuntimeError("no kernel with dropout")
+        return right(self, q, k, v)
+
+    monkeypatch.setattr(CausalSelfAttention, "attend_cpu", attend)
+    assert tried()[1] == ["fused attention does not work here (no kernel with dropout); going on without"]
+
+
 def test_what_is_wrong_shows_in_a_model_that_begins_with_zeros_too(tried, monkeypatch):
     attention(monkeypatch, lambda q, y: 3 * y)
     _, (line,) = tried(arch="modern")
