@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 MOST_BLOCKS = 1_000  # a damaged file may claim any number
 PAST = 3  # tokens before its own whose embeddings a position of a modern model starts from
+PLACES = 1 << 16  # more than a text in which a match is looked up has
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def find_match(text, T: int, most: int):
 
     Compared are the tokens that end at a position and those that end earlier in text (B, N): as many as are
     the same, `most` at most. The longest match counts, and of several the last. Returns the token after it
-    (B, T) and its length (B, T), 0 where there is none; N is at least T + most - 1. Programs that compress
+    (B, T) and its length (B, T), 0 where there is none; N is at least T + most. Programs that compress
     text predict so (PAQ's match model); attention of few layers takes long to learn it, which n-gram heads
     spare it too (Akyürek et al., 2024, arXiv:2401.12973).
     """
@@ -227,12 +228,12 @@ def find_match(text, T: int, most: int):
     equal = text[:, N - T - most + 1 :, None] == text[:, None, :-1]  # (B, T + most - 1, N - 1)
     end = torch.arange(most - 1, N - 1, device=text.device, dtype=torch.int32)  # where an earlier one may end
     same = end < torch.arange(N - T, N, device=text.device)[:, None]  # (T, ends)
-    score = end  # N for each token that is the same, and the place
+    score = end  # PLACES for each token that is the same, and the place
     for start in range(most - 1, -1, -1):  # from the last token backwards
-        same = same & equal[:, start : start + T, start : start + len(end)]  # (B, T, ends)
-        score = torch.add(score, same, alpha=N)
+        same = same & equal[:, start : start + T, start : start + end.size(0)]  # (B, T, ends)
+        score = torch.add(score, same, alpha=PLACES)
     best = score.amax(-1).long()
-    return text.gather(1, best % N + 1), best // N
+    return text.gather(1, best % PLACES + 1), best // PLACES
 
 
 class GPT(nn.Module):
@@ -281,7 +282,7 @@ class GPT(nn.Module):
         # starts from short stretches and need not find them by attention.
         B, T = idx.shape
         V, match = self.config.vocab_size, self.config.match
-        before = idx.new_full((B, max(PAST, match - 1)), V) if cache is None else cache.before
+        before = idx.new_full((B, max(PAST, match)), V) if cache is None else cache.before
         text = torch.cat([before, idx], dim=1)  # (B, N + T)
         N = before.size(1)
         for distance, table in enumerate(self.wte_past, start=1):

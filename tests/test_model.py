@@ -7,6 +7,7 @@ from helpers import ARCHITECTURES, TINY, tiny_model, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 from drama.sampling.generation import Sampling, generate
+from drama.sampling.packed import KVCache
 from model import GPT, CausalSelfAttention, Dropout, GPTConfig
 
 
@@ -250,6 +251,12 @@ def test_an_impossible_shape_is_refused_by_name(changes, words):
 def test_too_long_a_context_is_refused():
     with pytest.raises(ValueError, match="17 positions are more than block_size=16"):
         tiny_model()(tokens(1, 17))
+
+
+@pytest.mark.parametrize("match", [0, 1, 3, 4, 8])
+def test_a_single_token_is_read_without_a_cache_as_with_one(match):
+    gpt, idx = tiny_model(arch="modern", match=match), tokens(2, 1)
+    torch.testing.assert_close(gpt(idx)[0], gpt(idx, cache=KVCache(gpt.config, 2))[0])
 
 
 @pytest.mark.parametrize("match", [0, 1, 4, 16])

@@ -320,7 +320,9 @@ def test_an_exported_folder_is_whole_or_absent_and_writes_as_long_as_it_can(call
     assert 6 < len(written[0]["generated_text"]) <= 32
 
 
-@pytest.mark.parametrize("shape", [dict(bias=True), dict(arch="modern"), dict(arch="modern", n_ensemble=2)])
+@pytest.mark.parametrize(
+    "shape", [dict(bias=True), dict(arch="modern"), dict(arch="modern", match=4, n_ensemble=2)]
+)
 def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, folder, shape):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -331,7 +333,9 @@ def test_onnxruntime_writes_the_same_greedy_text_by_the_card_s_own_lines(call, f
     names = [put.name for put in session.get_inputs()][1:]
     for lengths in ((1,), (2,), (64,), (5, 1, 1), (1, 60, 3)):  # all in one, or with what was read before
         idx = torch.randint(tok.vocab_size, (1, sum(lengths)))
-        kept = [np.full((1, 3), tok.vocab_size)] + [np.zeros((1, 2, 0, 16), "float32")] * (len(names) - 1)
+        kept = [np.full((1, model.config.n_before), tok.vocab_size)] + [
+            np.zeros((1, 2, 0, 16), "float32")
+        ] * (len(names) - 1)
         for tokens in idx.split(lengths, dim=1):
             logits, *kept = session.run(
                 None, {"tokens": tokens.numpy(), **dict(zip(names, kept, strict=True))}
