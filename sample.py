@@ -14,7 +14,7 @@ from drama.program import run_program
 
 from configurator import FilePath, UserError, check, configure
 from drama import checkpoint
-from drama.device import Dtype, find_device, find_dtype
+from drama.device import Dtype, find_device
 from drama.disk import write_atomically
 from drama.sampling.cast import Cast, Director, cast_names
 from drama.sampling.generation import Sampling, prompt_ids, stream
@@ -120,7 +120,7 @@ def sample(settings: Settings):
         print(f"prompt adapted to the model's characters: {changed}", file=sys.stderr)
     if strangers:
         print(f"the training text has no speech by {', '.join(strangers)}", file=sys.stderr)
-    ready_to_sample(model, device, find_dtype(settings.dtype, device))
+    ready_to_sample(model, device, settings.dtype)
     form = KINDS[Path(settings.out).suffix.lower()] if settings.out else settings.format
     terminal = sys.stdout and sys.stdout.isatty() and not settings.out
     live = bool(terminal and settings.num_samples == 1 and form == "text")

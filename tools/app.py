@@ -21,7 +21,7 @@ from drama.program import is_out_of_memory, run_program
 
 from configurator import FilePath, UserError, check, configure, one_line
 from drama import checkpoint
-from drama.device import Dtype, find_device, find_dtype
+from drama.device import Dtype, find_device
 from drama.sampling.cast import Cast, Director
 from drama.sampling.generation import prompt_ids, stream
 from drama.sampling.packed import ready_to_sample
@@ -93,7 +93,7 @@ class Models:
     def __init__(self, settings: Settings):
         self.root = Path(settings.models)
         self.device = find_device(settings.device)
-        self.dtype = find_dtype(settings.dtype, self.device)
+        self.dtype = settings.dtype
         self.loaded, self.lock = {}, threading.Lock()  # name: (time of the file, model, tokenizer, speakers)
         self.writing = threading.Semaphore(AT_ONCE)
         self.ended = threading.Event()  # when it is set, all writing stops

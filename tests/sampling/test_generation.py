@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from drama.device import random_stream
+from drama.device import find_dtype, random_stream
 from drama.sampling.generation import GraphDecode, Sampling, Threads, generate, pick, prompt_ids
-from drama.sampling.packed import KVCache, PackedLinear, pack, ready_to_sample
+from drama.sampling.packed import KVCache, PackedLinear, halves_weights, pack, ready_to_sample, sampling_dtype
 from drama.tokenizer import CharTokenizer, UnknownCharacters
 
 
@@ -112,25 +113,33 @@ def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
     assert 0 < error <= 2 * (rounded - exact).abs().max()
 
 
-@pytest.mark.parametrize("cpu, dtype, plain", [
-    (dict(cpu_name="Intel Core", avx512_f=True), torch.float32, True),
-    (dict(cpu_name="Intel Core", avx512_f=True), torch.bfloat16, False),
-    (dict(cpu_name="AMD Zen", avx512_f=True), torch.float32, False),
-    (dict(cpu_name="AMD Zen", avx512_f=False), torch.float32, True),
-    (dict(arm_bf16=True), torch.float32, False),
-])  # fmt: skip
-def test_one_row_is_multiplied_by_what_is_fastest_and_gives_what_several_give(monkeypatch, cpu, dtype, plain):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-    layer = PackedLinear(torch.randn(24, 16), torch.randn(24), dtype)
-    x, products = torch.randn(3, 1, 16), []
-    if layer.product is not F.linear:  # where oneDNN packs
-        assert (layer.for_one_row is not None) == plain
-    several = layer(x)
-    packed = layer.product
-    monkeypatch.setattr(layer, "product", lambda *given: products.append(1) or packed(*given))
-    for n in range(3):
-        torch.testing.assert_close(layer(x[n : n + 1]), several[n : n + 1], rtol=1e-2, atol=1e-5)
-    assert len(products) == (0 if layer.for_one_row is not None else 3)
+@pytest.mark.skipif(not halves_weights(), reason="this processor cannot multiply such weights")
+@pytest.mark.parametrize("shape", ARCHITECTURES)
+def test_with_weights_in_float16_all_else_stays_in_float32(shape):
+    gpt, idx = tiny_model(n_embd=64, **shape), tokens(3, 16)
+    rounded = copy.deepcopy(gpt)
+    with torch.no_grad():
+        for module in rounded.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(module.weight.half())
+        if not rounded.lm_head:  # the head alone: embeddings are looked up as they are
+            rounded.head = lambda x: F.linear(x, rounded.wte.weight.half().float())
+    packed = pack(gpt, torch.float16)
+    assert packed(idx)[0].dtype == torch.float32
+    torch.testing.assert_close(packed(idx, idx)[0], rounded(idx, idx)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("halves", [True, False])
+def test_few_texts_are_written_with_what_is_fastest_on_a_processor(monkeypatch, halves):
+    monkeypatch.setattr(torch.backends.quantized, "engine", "x86" if halves else "qnnpack")
+    cpu = torch.device("cpu")
+    usual = find_dtype("auto", cpu)
+    assert sampling_dtype("auto", cpu) == (torch.float16 if halves else usual)
+    assert sampling_dtype("float32", cpu) == torch.float32
+    weight, bias, x = torch.randn(24, 16), torch.randn(24), torch.randn(3, 1, 16)
+    y = PackedLinear(weight, bias, torch.float16)(x)
+    assert y.dtype == (torch.float32 if halves else torch.float16)
+    torch.testing.assert_close(y.float(), F.linear(x, weight, bias), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("arch, end", [("gpt2", 16), ("modern", 24)])
@@ -257,10 +266,10 @@ def test_a_process_that_samples_on_a_gpu_leaves_out_cudnn_s_attention_which_prep
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
-        ready_to_sample(tiny_model(), torch.device("cpu"), torch.float32)
+        ready_to_sample(tiny_model(), torch.device("cpu"), "float32")
         assert torch.backends.cuda.cudnn_sdp_enabled()
         with pytest.raises((RuntimeError, AssertionError)):  # there is no GPU to go to
-            ready_to_sample(tiny_model(), torch.device("cuda", 99), torch.float32)
+            ready_to_sample(tiny_model(), torch.device("cuda", 99), "float32")
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)

@@ -19,11 +19,13 @@ from configurator import UserError
 from drama import checkpoint
 from drama.device import find_dtype
 from drama.sampling.generation import Sampling, generate
-from drama.sampling.packed import pack
+from drama.sampling.packed import halves_weights, pack
 from tools.bench.programs import NanoGPT, Settings, in_a_process
 from tools.export.__main__ import Settings as ExportSettings
 from tools.export.__main__ import export
 from tools.export.loaded import nothing_read
+
+CPU = torch.device("cpu")
 
 # Each of these returns write(n), which writes n characters.
 
@@ -69,6 +71,7 @@ def writer_of_llamacpp(path: Path, folder: Path):
 
 WRITERS = {  # name: the settings of its export, and what writes with it
     "float32": (None, partial(writer_here, dtype=torch.float32)),
+    "float16": (None, partial(writer_here, dtype=torch.float16)),
     "bfloat16": (None, partial(writer_here, dtype=torch.bfloat16)),
     "hf": (dict(to="hf"), writer_of_transformers),
     "onnx": (dict(to="onnx"), writer_of_onnxruntime),
@@ -92,8 +95,9 @@ def bench_formats(settings: Settings, folder: Path, nano: NanoGPT | None, n: int
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
     length, figures = checkpoint.load(path)["config"]["block_size"] - 1, {}
     for name, (exported, writer) in WRITERS.items():
-        if name == "bfloat16" and find_dtype("auto", torch.device("cpu")) != torch.bfloat16:
-            continue  # a processor without its products takes a hundred times as long
+        fast = dict(bfloat16=find_dtype("auto", CPU) == torch.bfloat16, float16=halves_weights())
+        if not fast.get(name, True):  # a processor without such products takes a hundred times as long
+            continue
         out = folder / f"{name} {n}"
         try:
             if exported:

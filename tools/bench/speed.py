@@ -17,7 +17,7 @@ from drama.program import ROOT
 import torch
 
 from drama import checkpoint
-from drama.device import find_device, find_dtype
+from drama.device import find_device
 from drama.sampling.generation import Sampling, generate
 from drama.sampling.packed import ready_to_sample
 from drama.training.dataset import Corpus
@@ -46,7 +46,7 @@ def decoding_seconds(path: Path, dtype: str, rows: int, graph: bool) -> float:
     """Seconds of decoding alone, CHARACTERS of each row, after some to warm up."""
     device = find_device("auto")
     gpt, _ = checkpoint.load_model(path)
-    ready_to_sample(gpt, device, find_dtype(dtype, device))
+    ready_to_sample(gpt, device, dtype)
     idx, sampling = torch.zeros(rows, 1, dtype=torch.long, device=device), Sampling(0.8, top_k=200)
     for characters in (50, CHARACTERS):
         start = time.perf_counter()
