@@ -111,7 +111,7 @@ def main():
                 for figure, values in BENCHES[name](settings, folder, nano, n).items():
                     measured[figure] += values
             if corpus:
-                measured |= limits(machine, corpus)
+                measured |= limits(settings, machine, corpus)
         finally:  # what was measured until something failed
             if measured:
                 report(measured, machine_name(machine))

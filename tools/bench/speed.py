@@ -19,7 +19,7 @@ import torch
 from drama import checkpoint
 from drama.device import find_device
 from drama.sampling.generation import Sampling, generate
-from drama.sampling.packed import ready_to_sample
+from drama.sampling.packed import ready_to_sample, sampling_dtype
 from drama.training.dataset import Corpus
 from drama.training.machine import Machine
 from model import GPT
@@ -103,18 +103,18 @@ def bench_busy(settings: Settings, folder: Path, nano: NanoGPT | None, n: int) -
     return measured
 
 
-def limits(machine: Machine, corpus: Corpus) -> dict:
+def limits(settings: Settings, machine: Machine, corpus: Corpus) -> dict:
     """What figures would be with nothing but their arithmetic, or their reading of memory, to do."""
-    settings = TrainSettings()
-    gpt = GPT(settings.model_config(corpus.val.vocab_size))
+    run = TrainSettings()
+    gpt = GPT(run.model_config(corpus.val.vocab_size))
     rate, _ = machine.peak_flops()
-    tokens = settings.batch_size * settings.block_size
+    tokens = run.batch_size * run.block_size
     block = torch.ones(1 << 28, device=machine.device)  # 1 GB: no cache holds it
     bandwidth = block.nbytes / min(timeit.repeat(lambda: block.sum().item(), number=1, repeat=5))
-    weights = gpt.num_params() * machine.dtype.itemsize
-    half = settings.block_size // 2  # positions in the cache: 0 to block_size, then half of it to all
+    weights = gpt.num_params() * sampling_dtype(settings.dtype, machine.device).itemsize
+    half = run.block_size // 2  # positions in the cache: 0 to block_size, then half of it to all
     positions = [n if n < 2 * half else half + n % half for n in range(CHARACTERS)]
-    cached = statistics.mean(positions) * 2 * settings.n_layer * settings.n_embd * 4
+    cached = statistics.mean(positions) * 2 * run.n_layer * run.n_embd * 4
     return {
         "matmul_tflops": [rate / 1e12],
         "memory_gb_per_s": [bandwidth / 1e9],
