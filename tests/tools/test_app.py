@@ -15,9 +15,8 @@ from helpers import DTYPE, flags, play, start, tiny_model
 
 import train_drama
 from drama import checkpoint
-from drama.device import find_dtype
 from drama.sampling.generation import Sampling, generate
-from drama.sampling.packed import pack
+from drama.sampling.packed import ready_to_sample
 from drama.speech import speeches
 from drama.tokenizer import CharTokenizer
 from tools import app
@@ -72,8 +71,8 @@ def test_the_checkpoint_that_is_picked_writes(server, models):
     for name in ("ckpt.pt", "early/ckpt.pt"):
         model, tok = checkpoint.load_model(models / name)
         ids = torch.tensor(tok.encode("LUCIO:").astype("int64"))[None]
-        auto = find_dtype("auto", torch.device("cpu"))
-        ids = generate(pack(model, auto), ids, 20, Sampling(temperature=0))
+        ready_to_sample(model, torch.device("cpu"), "auto")
+        ids = generate(model, ids, 20, Sampling(temperature=0))
         assert text_of(server, model=name, temperature=0) == tok.decode(ids[0].tolist())
         about = json.loads(ask(server, path=f"/model?name={name}")[2])
         assert about["prompt"] == f"{about['speakers'][0]}:"
