@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 MOST_BLOCKS = 1_000  # a damaged file may claim any number
 PAST = 3  # tokens before its own whose embeddings a position of a modern model starts from
-PLACES = 1 << 16  # more than a text in which a match is looked up has
+PLACES = 1 << 16  # a match is ranked by length * PLACES + place
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class GPTConfig:
             raise ValueError(f"n_layer={self.n_layer} is too much: {MOST_BLOCKS:,} blocks are the most")
         if self.match and self.arch != "modern":
             raise ValueError(f"match={self.match} needs arch=modern")
+        if self.match and 2 * self.block_size + self.match > PLACES:  # of a text with what is before it
+            raise ValueError(f"match={self.match} needs block_size={(PLACES - self.match) // 2:,} at most")
         if type(self.bias) is not bool:
             raise ValueError(f"bias={self.bias!r} is neither True nor False")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:

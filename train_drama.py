@@ -245,9 +245,8 @@ def train_loop(run: Run, report: Report, stop: Stop):
             metrics["loss"] = machine.all_reduce(metrics["loss"]) / machine.world
             metrics = {name: value.item() for name, value in metrics.items()}
             report.iteration(metrics | dict(lr=learning_rate))
-            if run.scaler.is_enabled():  # which leaves an iteration out where float16 overflows
-                del metrics["grad_norm"]
-            run.require_finite(run.iteration - 1, **metrics)
+            finite = ["loss"] if run.scaler.is_enabled() else ["loss", "grad_norm"]  # float16 may overflow
+            run.require_finite(run.iteration - 1, **{name: metrics[name] for name in finite})
         report.progress()
         if run.choose_length():
             report.length_chosen()
@@ -279,7 +278,7 @@ def train(
     Returns iteration (the next one), val_loss (of the last evaluation, or the best when none was left to
     do), best_val_loss, and signal (the one that stopped it, or 0). Raises UserError for a wrong request,
     OSError for a disk that fails, MemoryError for a model or batch that is too large, FloatingPointError for
-    a loss that is no longer finite; last.pt then holds the last good state.
+    a loss or gradient that is no longer finite; last.pt then holds the last good state.
     """
     clock, report = Clock(now), report or Silent()
     require_packages(settings)

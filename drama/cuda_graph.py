@@ -82,7 +82,7 @@ class CudaGraph:
             self.warm_up -= 1
             result = self.function(*self.inputs)
             if replayed and all(map(close, replayed, values(result))):
-                torch.cuda.empty_cache()  # of what this call took, as much as the graph, which has its own
+                torch.cuda.empty_cache()  # this call took as much as the graph, which has its own
             elif replayed:
                 self.go_without(RuntimeError("its replay computes something else"))
             return result

@@ -153,7 +153,7 @@ def test_what_cannot_be_recorded_is_called_from_then_on_with_one_line(recorder, 
 
 
 @pytest.mark.parametrize(
-    "takes, free, said", [(10, 11, []), (10, 10, without("it takes most of the memory"))]
+    "takes, free, said", [(10, 12, []), (10, 10, without("it takes most of the memory"))]
 )
 def test_a_graph_that_would_take_more_memory_than_it_leaves_is_not_kept(recorder, takes, free, said):
     recorder.takes, recorder.free, lines = takes, free, []

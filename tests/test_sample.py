@@ -77,6 +77,14 @@ def test_ten_texts_of_five_hundred_characters_with_their_prompt(call, trained):
     assert all(t.startswith("LUCIO:") and len(t) == 506 for t in written)
 
 
+@pytest.mark.parametrize("asked, given", [((), "auto"), (("--dtype=float16",), "float16")])
+def test_the_model_is_packed_in_the_number_format_that_is_asked_for(call, trained, monkeypatch, asked, given):
+    packed = []
+    monkeypatch.setattr("sample.ready_to_sample", lambda model, device, dtype: packed.append(dtype))
+    assert call("sample.py", "--num_samples=1", "--max_new_tokens=1", *asked)[0] == 0
+    assert packed == [given]
+
+
 def test_the_same_seed_writes_the_same_however_many_are_asked_for(call, trained, monkeypatch):
     def written(*argv):  # float32: what is rounded more coarsely depends on the size of a batch
         return texts(call("sample.py", "--max_new_tokens=80", "--dtype=float32", *argv)[1])

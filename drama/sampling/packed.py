@@ -4,6 +4,7 @@ Shapes: B batch, T time, C channels (n_embd), H heads, D head size (C / H), V vo
 """
 
 import contextlib
+import platform
 
 import torch
 import torch.nn as nn
@@ -50,9 +51,9 @@ class KVCache(Cache):
 class PackedLinear(nn.Module):
     """A linear layer for decoding: x (..., in) -> (..., out) in `dtype`, as under autocast.
 
-    On a CPU its weight is put in a library's own layout once, not again for every token: FBGEMM's for
-    float16, where x and the sums stay in float32, else oneDNN's. Where neither can do that (other
-    processors), it is an ordinary linear layer.
+    On a CPU its weight is put in a library's own layout once, not again for every token. For float16 that
+    is FBGEMM's, which takes x and returns the result in float32; else oneDNN's. Where neither can do that
+    (other processors), it is an ordinary linear layer.
     """
 
     def __init__(self, weight, bias, dtype: torch.dtype):
@@ -61,8 +62,9 @@ class PackedLinear(nn.Module):
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         on_cpu = weight.device.type == "cpu"
         if on_cpu and dtype == torch.float16 and halves_weights():
-            self.weight = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-            self.dtype, self.bias, self.product = torch.float32, bias, self.halved_product
+            weight = weight.clamp(-65504, 65504)  # a copy: packing clamps in place, and says so
+            self.weight, self.bias = torch.ops.quantized.linear_prepack_fp16(weight, bias), None
+            self.dtype, self.product = torch.float32, self.halved_product
             return
         self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         if on_cpu:
@@ -84,8 +86,9 @@ class PackedLinear(nn.Module):
 
 
 def halves_weights() -> bool:
-    """Whether this processor multiplies weights in float16 by float32: twice as fast, and close."""
-    return torch.backends.quantized.engine in ("x86", "fbgemm")
+    """Whether FBGEMM multiplies weights in float16 by activations in float32 here: on x86, with AVX2."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")  # on ARM the engine may be called x86 too
+    return x86 and torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
 def sampling_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -103,7 +106,7 @@ def ready_to_sample(model: GPT, device: torch.device, dtype: str) -> GPT:
 
 
 def pack(model: GPT, dtype: torch.dtype) -> GPT:
-    """Make the model ready to generate, with matrix products in dtype; it can no longer be trained."""
+    """Make the model ready to generate, with weights in dtype; it can no longer be trained."""
     model.lm_head = PackedLinear((model.lm_head or model.wte).weight, None, dtype)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -141,7 +141,7 @@ class Report:
             return
         run = self.run
         try:
-            gpt = pack(copy.deepcopy(run.model), run.machine.dtype)  # as in sample.py
+            gpt = pack(copy.deepcopy(run.model), run.machine.dtype)
             first, _ = run.corpus.val.windows(torch.tensor([0]), 1)  # what the validation text begins with
             sampling = Sampling(temperature=0.8, seed=run.settings.seed)
             # a graph whose capture fails, for want of memory, would leave CUDA in the middle of it

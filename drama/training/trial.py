@@ -1,7 +1,8 @@
 """Before the first iteration on a GPU: does what makes it fast work there, and compute what plain code does?
 
-Everything is tried once, on one batch. What raises, or gives another loss or gradient than its number format
-explains, is turned off in all processes; one line says so, and the run goes on.
+Everything is tried once, on one batch, without dropout and with it. What raises, or gives another loss or
+gradient than its number format explains, is turned off in all processes; one line says so, and the run goes
+on.
 """
 
 from __future__ import annotations

@@ -113,7 +113,10 @@ def test_a_model_packed_in_bfloat16_gives_autocast_s_logits():
     assert 0 < error <= 2 * (rounded - exact).abs().max()
 
 
-@pytest.mark.skipif(not halves_weights(), reason="this processor cannot multiply such weights")
+NEEDS_FBGEMM = pytest.mark.skipif(not halves_weights(), reason="FBGEMM does not work on this processor")
+
+
+@NEEDS_FBGEMM
 @pytest.mark.parametrize("shape", ARCHITECTURES)
 def test_with_weights_in_float16_all_else_stays_in_float32(shape):
     gpt, idx = tiny_model(n_embd=64, **shape), tokens(3, 16)
@@ -129,9 +132,17 @@ def test_with_weights_in_float16_all_else_stays_in_float32(shape):
     torch.testing.assert_close(packed(idx, idx)[0], rounded(idx, idx)[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("halves", [True, False])
+@NEEDS_FBGEMM
+def test_a_weight_that_float16_cannot_hold_is_the_largest_that_it_can_and_stays_what_it_was_elsewhere(capfd):
+    weight = torch.tensor([[1e5, 1.0]])
+    assert PackedLinear(weight, None, torch.float16)(torch.eye(2)).flatten().tolist() == [65504, 1]
+    assert weight.tolist() == [[1e5, 1]] and not "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("halves", [pytest.param(True, marks=NEEDS_FBGEMM), False])
 def test_few_texts_are_written_with_what_is_fastest_on_a_processor(monkeypatch, halves):
-    monkeypatch.setattr(torch.backends.quantized, "engine", "x86" if halves else "qnnpack")
+    if not halves:
+        monkeypatch.setattr("platform.machine", lambda: "aarch64")
     cpu = torch.device("cpu")
     usual = find_dtype("auto", cpu)
     assert sampling_dtype("auto", cpu) == (torch.float16 if halves else usual)

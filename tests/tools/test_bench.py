@@ -8,6 +8,7 @@ import torch
 from helpers import SMALL, play
 
 from drama.device import find_dtype
+from drama.sampling.packed import halves_weights
 from tools.bench import __main__ as bench
 from tools.bench import formats, programs, speed, text
 
@@ -157,6 +158,7 @@ def test_a_model_is_measured_in_every_format_that_takes_it(call, train, monkeypa
     figures = last_line(out)
     names = ["float32", "hf", "onnx", "gguf", "gguf float16"]
     assert ("bfloat16_ms" in figures) == (find_dtype("auto", torch.device("cpu")) == torch.bfloat16)
+    assert ("float16_ms" in figures) == halves_weights()
     assert status == 0 and all(figures[f"{name}_ms"] > 0 for name in names), err
     assert figures["gguf float16_mb"] < figures["gguf_mb"] and figures["html_mb"] < figures["onnx_mb"]
     assert "hf, ms per character" in out and "limit_train_ms" not in figures

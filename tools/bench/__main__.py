@@ -27,6 +27,7 @@ from drama.program import run_program
 import torch
 
 from configurator import UserError, configure
+from drama.sampling.packed import sampling_dtype
 from drama.training.machine import Machine, training_machine
 from tools.bench.formats import WRITERS, bench_formats
 from tools.bench.gpu import bench_gpu
@@ -63,10 +64,12 @@ TABLE = (
 )
 
 
-def machine_name(machine: Machine) -> str:
+def machine_name(machine: Machine, dtype: str) -> str:
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if machine.device.type == "cuda" else ""
-    kind = f"{torch.get_num_threads()} threads, {str(machine.dtype)[6:]}"
+    formats = dict(training=machine.dtype, sampling=sampling_dtype(dtype, machine.device))
+    kind = ", ".join(f"{what} in {str(format)[6:]}" for what, format in formats.items())
+    kind = f"{torch.get_num_threads()} threads, {kind}"
     return f"{name}{gpu}, {kind}, PyTorch {torch.__version__}, {platform.system()}"
 
 
@@ -114,7 +117,7 @@ def main():
                 measured |= limits(settings, machine, corpus)
         finally:  # what was measured until something failed
             if measured:
-                report(measured, machine_name(machine))
+                report(measured, machine_name(machine, settings.dtype))
 
 
 if __name__ == "__main__":

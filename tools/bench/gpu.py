@@ -1,9 +1,9 @@
 """Everything about a GPU, in one command: python -m tools.bench gpu [--against=../nanoGPT]
 
-First the tests that need CUDA, which say what is right or wrong; then the default run, with nanoGPT's beside
-it, and how fast training and sampling are, beside what an H200 does. Each in processes of its own; one that
-fails does not stop the others. At most ten minutes; the last line is JSON. Needs the repository, torch,
-pytest, hypothesis and the default corpus, which may be carried over as data/drama.
+First the tests that need CUDA, which say what is right or wrong; then short runs, sampling and kernels,
+beside what an H200 does; then whole runs, with nanoGPT's where it is asked for. Each in processes of its
+own; one that fails does not stop the others. At most ten minutes; the last line is JSON. Needs the
+repository, torch, pytest, hypothesis and the default corpus, which may be carried over as data/drama.
 """
 
 import json
@@ -117,8 +117,8 @@ MEASURED = {  # name: (how, with these settings, what is expected)
     "sample-10": (sample, dict(rows=10, graph=True), "H200 0.56 ms"),
     "kernels": (kernels, {}, "H200 5.3 ms; flash or cuDNN attention below"),
     "default": (train, {}, "all of its 5,000 iterations, each as fast as captured"),
-    "nanogpt": (nanogpt, {}, "takes longer (asked for with --against)"),
     "fast": (train, dict(config=["fast.py"]), "val loss below 1.49; H200 1.479"),
+    "nanogpt": (nanogpt, {}, "takes longer than default (asked for with --against)"),
     "best": (train, dict(config=["best.py"]), "val loss below 1.40; H200 1.373"),
 }
 
