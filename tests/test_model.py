@@ -240,6 +240,7 @@ def test_attention_is_the_same_fused_as_on_gpus_and_spelled_out_as_on_cpus(T, le
     (dict(dropout=1.0), "dropout=1.0"), (dict(dropout=-0.1), "dropout"), (dict(dropout=math.nan), "dropout"),
     (dict(arch="gpt3"), "arch='gpt3'"), (dict(arch="modern", n_embd=6, n_head=2), "try n_embd=8"),
     (dict(match=2), "needs arch=modern"), (dict(match=-1), "at least 0"), (dict(bias=3), "bias"),
+    (dict(arch="modern", match=4, block_size=40_000), "match=4 needs block_size=32,766 at most"),
     (dict(n_head=True), "n_head"),
 ])  # fmt: skip
 def test_an_impossible_shape_is_refused_by_name(changes, words):
