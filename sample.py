@@ -53,7 +53,7 @@ class Settings:
     # Where
     out_dir: FilePath = "model"  # the folder with ckpt.pt, or a model's file in it, such as model/ckpt-1.pt
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
-    dtype: Dtype = "auto"  # auto: on x86 CPUs weights in float16, which suits few texts; float32 is exact
+    dtype: Dtype = "auto"  # auto: on x86 CPUs weights in float16; or bfloat16, float16, float32 (exact)
 
     def __post_init__(self):
         check(self, dict(num_samples=1, max_new_tokens=1, temperature=0, top_k=0, turns=0, seed=0))

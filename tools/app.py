@@ -45,7 +45,7 @@ class Settings:
     models: FilePath = "model"  # the folder with models: every ckpt*.pt in it and in its folders
     port: int = 0  # of 127.0.0.1; 0: the first free one from 7860 on
     device: str = "auto"  # auto: cuda, else mps, else cpu; or one of them
-    dtype: Dtype = "auto"  # auto: on x86 CPUs weights in float16; float32 is exact
+    dtype: Dtype = "auto"  # auto: on x86 CPUs weights in float16; or bfloat16, float16, float32 (exact)
 
     def __post_init__(self):
         check(self, dict(port=0))
