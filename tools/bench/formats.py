@@ -94,9 +94,10 @@ def bench_formats(settings: Settings, folder: Path, nano: NanoGPT | None, n: int
         raise UserError(f"{path} is missing; --out_dir names the folder of a trained model")
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here
     length, figures = checkpoint.load(path)["config"]["block_size"] - 1, {}
+    # a processor without such products takes a hundred times as long
+    fast = dict(bfloat16=find_dtype("auto", CPU) == torch.bfloat16, float16=halves_weights())
     for name, (exported, writer) in WRITERS.items():
-        fast = dict(bfloat16=find_dtype("auto", CPU) == torch.bfloat16, float16=halves_weights())
-        if not fast.get(name, True):  # a processor without such products takes a hundred times as long
+        if not fast.get(name, True):
             continue
         out = folder / f"{name} {n}"
         try:
