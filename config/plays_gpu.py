@@ -1,7 +1,7 @@
 # config/plays.py with a larger model, for a GPU; untested. Computed: six minutes on a T4, one on an A100.
 dataset = "plays"
 arch = "modern"
-match = 4
+match = 3
 optimizer = "muon"
 n_layer = 8
 n_head = 8
