@@ -60,7 +60,7 @@ class Settings:
     save_minutes: float = 5.0  # save last.pt this often between evaluations; raise it for a slow disk
     # Model
     arch: Arch = "gpt2"  # gpt2, or modern, which learns the same in fewer iterations: see model.py
-    match: int = 0  # modern: positions see what followed an earlier match of up to so many tokens; try 8
+    match: int = 0  # modern: positions see what followed an earlier match of up to so many tokens; try 4
     n_layer: int = 6  # blocks; more are slower and need more text
     n_ensemble: int = 1  # stacks of blocks side by side, predictions averaged; 3 overfits later than 1
     n_head: int = 6  # attention heads in each block; 64 channels per head are usual
